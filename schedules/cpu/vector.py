@@ -1,0 +1,205 @@
+"""Vector building blocks of the CPU kernels, emitted straight into TIR.
+
+Kernels are written with TVM's IR builder: plain Python composes the loop nest, so a register tile is
+a Python loop. Results must not depend on how a kernel is tiled, hence every multiply-add is an
+explicit ``fma`` and every reduction has one fixed order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+ORIGIN = "blockffn.origin"  # attribute that names the source file of a kernel
+
+
+class Kernel:
+    """Collects the PrimFunc that a ``with kernel(...)`` block describes."""
+
+    func: tvm.tirx.PrimFunc
+
+    @staticmethod
+    def tensor(shape: Sequence[Any], dtype: str = "float32") -> T.Buffer:
+        """Declare the next tensor parameter."""
+        return T.match_buffer(T.arg("tensor", T.handle()), tuple(shape), dtype)
+
+    @staticmethod
+    def scalar(name: str) -> tvm.tirx.Var:
+        """Declare the next parameter as an int64 scalar."""
+        return T.arg(name, T.int64())
+
+
+@contextmanager
+def kernel(origin: str) -> Iterator[Kernel]:
+    """Describe one scheduled PrimFunc; read it from ``.func`` after the block."""
+    result = Kernel()
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, ORIGIN: origin})
+            yield result
+    result.func = builder.get()
+
+
+def rows_var() -> tvm.tirx.Var:
+    """A symbolic extent."""
+    return T.int64()
+
+
+@contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """``if condition:``"""
+    with T.If(condition), T.Then():
+        yield
+
+
+def choose(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """``if condition: then() else: otherwise()``"""
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()
+
+
+def over_rows(n: Any, parallel_from: int, body: Callable[[Any], None]) -> None:
+    """Run ``body(row)`` for n rows, in parallel only when there are enough of them."""
+
+    def emit(loop: Callable[..., Any]) -> None:
+        with loop(0, n) as row:
+            body(row)
+
+    choose(n < parallel_from, lambda: emit(T.serial), lambda: emit(T.parallel))
+
+
+def by_tokens(n: Any, token_tiles: Sequence[int], emit: Callable[[int], None]) -> None:
+    """Emit one variant per token tile; at run time the smallest tile that holds n tokens is taken,
+    the largest one when none does."""
+    first, *rest = token_tiles
+    if rest:
+        choose(n <= first, lambda: emit(first), lambda: by_tokens(n, rest, emit))
+    else:
+        emit(first)
+
+
+def span(start: Any, lanes: int) -> Any:
+    """Indices start .. start+lanes-1."""
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def splat(value: Any, lanes: int) -> Any:
+    """The same float in every lane."""
+    value = T.float32(value) if isinstance(value, (int, float)) else value
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def load(buffer: T.Buffer, *index: Any, lanes: int) -> Any:
+    """``lanes`` consecutive elements from ``index``, as float32."""
+    value = buffer[(*index[:-1], span(index[-1], lanes))]
+    return value if buffer.dtype == "float32" else T.cast(value, _vector("float32", lanes))
+
+
+def store(buffer: T.Buffer, value: Any, *index: Any, lanes: int) -> None:
+    """Write ``lanes`` consecutive elements, rounded to the buffer's dtype."""
+    if buffer.dtype != "float32":
+        value = T.cast(value, _vector(str(buffer.dtype), lanes))
+    T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])
+
+
+class Register:
+    """A mutable float32 vector that LLVM keeps in a register."""
+
+    def __init__(self, lanes: int, value: Any = 0.0) -> None:
+        self.lanes = lanes
+        # The default scope becomes a stack slot; "local" would be a heap call on the CPU.
+        self._buffer = T.alloc_buffer((lanes,), "float32")
+        self.set(splat(value, lanes) if isinstance(value, float) else value)
+
+    def get(self) -> Any:
+        return self._buffer[span(0, self.lanes)]
+
+    def set(self, value: Any) -> None:
+        T.buffer_store(self._buffer, value, [span(0, self.lanes)])
+
+    def lane(self, i: int) -> Any:
+        """One lane, as a scalar."""
+        return self._buffer[i]
+
+    def fma(self, a: Any, b: Any) -> None:
+        """self += a * b with one rounding."""
+        self.set(T.fma(a, b, self.get()))
+
+    def sum(self) -> Any:
+        """All lanes added as a balanced tree."""
+        part = self
+        while part.lanes > 1:
+            half = part.lanes // 2
+            low, high = (part._buffer[span(start, half)] for start in (0, half))
+            part = Register(half, low + high)
+        return part.get()
+
+
+def for_lanes(extent: int, lanes: int, body: Callable[[Any, int], None]) -> None:
+    """Emit ``body(start, lanes)`` over whole vectors, then ``body(i, 1)`` over the rest."""
+    whole = extent // lanes * lanes
+    if whole:
+        with T.serial(0, whole // lanes) as i:
+            body(i * lanes, lanes)
+    if whole < extent:
+        with T.serial(whole, extent) as i:
+            body(i, 1)
+
+
+def sum_over(extent: int, lanes: int, term: Callable[[Any, int, Register], None]) -> Any:
+    """Sum in an order fixed by ``extent``: ``term(start, lanes, register)`` adds its terms to the
+    register given; lane sums first, then the rest one by one."""
+    total, rest = Register(lanes), Register(1)
+    for_lanes(extent, lanes, lambda i, width: term(i, width, total if width == lanes else rest))
+    return total.sum() + rest.get()
+
+
+def rsqrt(value: Any) -> Any:
+    """1 / sqrt(value), correctly rounded twice."""
+    return T.float32(1) / T.sqrt(value)
+
+
+_EXP_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_ROUND_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the rounded integer in the low mantissa bits
+
+
+def exp(x: Any, lanes: int) -> Any:
+    """e**x for x <= 0 (clamped to [-87, 88]), within 2 ulp; the Cephes polynomial.
+
+    libm's expf would be called lane by lane; this stays in vector registers.
+    """
+
+    def const(value: float) -> Any:
+        return splat(value, lanes)
+
+    x = Register(lanes, T.max(T.min(x, const(88.0)), const(-87.0))).get()
+    shifted = Register(lanes, T.fma(x, const(1 / math.log(2)), const(_ROUND_MAGIC))).get()
+    power = shifted - const(_ROUND_MAGIC)
+    r = T.fma(power, const(-0.693359375), x)
+    r = Register(lanes, T.fma(power, const(2.12194440e-4), r)).get()
+    poly = const(_EXP_COEFFICIENTS[0])
+    for coefficient in _EXP_COEFFICIENTS[1:]:
+        poly = T.fma(poly, r, const(coefficient))
+    poly = T.fma(poly, r * r, r) + const(1.0)
+    int_type = _vector("int32", lanes)
+    shift = T.int32(23) if lanes == 1 else T.broadcast(T.int32(23), lanes)
+    exponent = T.shift_left(T.reinterpret(int_type, shifted), shift)
+    return T.reinterpret(_vector("float32", lanes), T.reinterpret(int_type, poly) + exponent)
+
+
+def silu(x: Any, lanes: int) -> Any:
+    """x * sigmoid(x)."""
+    return x / (splat(1.0, lanes) + exp(splat(0.0, lanes) - x, lanes))
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"

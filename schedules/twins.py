@@ -1,0 +1,97 @@
+"""Every kernel restated in numpy from the equations, without its schedule.
+
+Inputs are in their logical layout (weights [out, in], before ``layout.pack_rows``) and may be of any
+float dtype; the arithmetic is float64. ``n`` tokens, ``E`` experts, ``H`` hidden size, ``D`` expert size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .tiles import UNION_CHUNK
+
+
+def f64(x: np.ndarray) -> np.ndarray:
+    return np.asarray(x, dtype=np.float64)
+
+
+def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+    """x [n, G, K], w [G, O, K], bias [G*O] -> [n, G*O]."""
+    y = np.einsum("ngk,gok->ngo", f64(x), f64(w)).reshape(len(x), -1)
+    return y if bias is None else y + f64(bias)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, scale: float = 1.0) -> np.ndarray:
+    """x [..., W], weight [W] -> [..., W]."""
+    x = f64(x)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * f64(weight) * scale
+
+
+def embedding(ids: np.ndarray, table: np.ndarray, scale: float) -> np.ndarray:
+    """ids [n], table [V, H] -> [n, H]."""
+    return f64(table)[ids] * scale
+
+
+def router(logits: np.ndarray, norm: str, eps: float, norm_scale: float, weight: np.ndarray | None) -> np.ndarray:
+    """logits [n, E] -> scores [n, E] (paper eq. 2-3; 0 for inactive experts)."""
+    s = np.maximum(f64(logits), 0.0)
+    if norm == "rms":
+        return rms_norm(s, weight, eps)
+    if norm == "sum":
+        return s / (s.sum(-1, keepdims=True) * norm_scale + 1e-5)
+    return s
+
+
+def union(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scores [n, E] -> ids int32 [chunks, E] (ascending, then -1), counts int32 [chunks]."""
+    chunks = [scores[i:i + UNION_CHUNK] for i in range(0, len(scores), UNION_CHUNK)]
+    ids = np.full((len(chunks), scores.shape[1]), -1, np.int32)
+    counts = np.zeros(len(chunks), np.int32)
+    for c, rows in enumerate(chunks):
+        active = np.flatnonzero((rows != 0).any(axis=0))
+        ids[c, :len(active)], counts[c] = active, len(active)
+    return ids, counts
+
+
+def sparse_up(x: np.ndarray, scores: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x [n, H], scores [n, E], w [E, D, H] -> act [n, E, D] by expert id: silu(up_e(x)) * score."""
+    h = np.einsum("nh,edh->ned", f64(x), f64(w))
+    return h / (1.0 + np.exp(-h)) * f64(scores)[:, :, None]
+
+
+def sparse_down(act: np.ndarray, w: np.ndarray, residual: np.ndarray, residual_scale: float) -> np.ndarray:
+    """act [n, E, D] by expert id, w [E, H, D], residual [n, H] -> [n, H]."""
+    return f64(residual) + residual_scale * np.einsum("ned,ehd->nh", f64(act), f64(w))
+
+
+def rope_table(positions: int, dim: int, theta: float, factor: float = 1.0) -> np.ndarray:
+    """float32 [positions, dim]: cos of position/factor * theta^(-2i/dim), then sin. Angles are rounded to
+    float32 first, as the reference implementation does."""
+    inverse = (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)
+    angle = np.outer(np.arange(positions, dtype=np.float32) / np.float32(factor), inverse).astype(np.float32)
+    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def rotate(x: np.ndarray, pos: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Half-split rotation of x [n, ..., R] by the table's rows pos [n]."""
+    cos, sin = np.split(f64(table)[pos].reshape(len(pos), *[1] * (x.ndim - 2), -1), 2, axis=-1)
+    low, high = np.split(f64(x), 2, axis=-1)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
+
+
+def seen_slots(visible: np.ndarray, ancestors: np.ndarray, past: int, slots: int) -> np.ndarray:
+    """bool [n, slots]: which cache slots each token attends to."""
+    seen = np.arange(slots)[None] < visible[:, None]
+    for t, words in enumerate(ancestors.astype(np.int64) & 0xFFFFFFFF):
+        mask = int(words[0]) | int(words[1]) << 32
+        seen[t, [past + b for b in range(64) if mask >> b & 1]] = True
+    return seen
+
+
+def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, seen: np.ndarray, scale: float) -> np.ndarray:
+    """q [n, heads, R], keys [slots, kv, R], values [slots, kv, V], seen bool [n, slots] -> [n, heads*V]."""
+    group = q.shape[1] // keys.shape[1]
+    keys, values = (np.repeat(f64(x), group, axis=1) for x in (keys, values))
+    s = np.where(seen[:, None], np.einsum("nhr,shr->nhs", f64(q), keys) * scale, -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    return np.einsum("nhs,shv->nhv", p / p.sum(-1, keepdims=True), values).reshape(len(q), -1)
