@@ -11,14 +11,16 @@ def tile_count(outputs: int, tile: int) -> int:
     return -(-outputs // tile)
 
 
-def pack_rows(weight: np.ndarray, tile: int) -> np.ndarray:
-    """[..., out, in] -> [..., ceil(out/tile), in, tile], same dtype, C-contiguous."""
+def pack_rows(weight: np.ndarray, tile: int, dtype: str = "float32") -> np.ndarray:
+    """[..., out, in] -> ``dtype`` [..., ceil(out/tile), in, tile], C-contiguous."""
     *outer, outputs, inputs = weight.shape
-    tiles = tile_count(outputs, tile)
-    if outputs != tiles * tile:
-        padding = [(0, 0)] * len(outer) + [(0, tiles * tile - outputs), (0, 0)]
-        weight = np.pad(weight, padding)
-    return np.ascontiguousarray(weight.reshape(*outer, tiles, tile, inputs).swapaxes(-1, -2))
+    packed = np.zeros((*outer, tile_count(outputs, tile), inputs, tile), dtype)
+    whole = outputs // tile
+    rows = weight[..., : whole * tile, :].reshape(*outer, whole, tile, inputs)
+    packed[..., :whole, :, :] = rows.swapaxes(-1, -2)
+    if outputs % tile:
+        packed[..., whole, :, : outputs % tile] = weight[..., whole * tile :, :].swapaxes(-1, -2)
+    return packed
 
 
 def unpack_rows(packed: np.ndarray, outputs: int) -> np.ndarray:

@@ -64,14 +64,6 @@ def sparse_down(act: np.ndarray, w: np.ndarray, residual: np.ndarray, residual_s
     return f64(residual) + residual_scale * np.einsum("ned,ehd->nh", f64(act), f64(w))
 
 
-def rope_table(positions: int, dim: int, theta: float, factor: float = 1.0) -> np.ndarray:
-    """float32 [positions, dim]: cos of position/factor * theta^(-2i/dim), then sin. Angles are rounded to
-    float32 first, as the reference implementation does."""
-    inverse = (1.0 / theta ** (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim))).astype(np.float32)
-    angle = np.outer(np.arange(positions, dtype=np.float32) / np.float32(factor), inverse).astype(np.float32)
-    return np.concatenate([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
-
-
 def rotate(x: np.ndarray, pos: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Half-split rotation of x [n, ..., R] by the table's rows pos [n]."""
     cos, sin = np.split(f64(table)[pos].reshape(len(pos), *[1] * (x.ndim - 2), -1), 2, axis=-1)

@@ -1,0 +1,16 @@
+"""The CPU family: vector kernels for LLVM (AVX-512, AVX2, SSE, NEON)."""
+
+from .attention import attention
+from .cache import append_heads, append_latent, commit
+from .embedding import embedding
+from .linear import linear
+from .norm import rms_norm
+from .rope import rope_query
+from .router import router
+from .sparse_down import sparse_down
+from .sparse_up import sparse_up
+from .union import union
+from .vector import ORIGIN
+
+__all__ = ["ORIGIN", "append_heads", "append_latent", "attention", "commit", "embedding", "linear", "rms_norm",
+           "rope_query", "router", "sparse_down", "sparse_up", "union"]

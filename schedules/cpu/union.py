@@ -9,7 +9,7 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from ..tiles import UNION_CHUNK
-from .vector import choose, kernel, over_rows, rows_var, when
+from .vector import kernel, over_rows, rows_var, when
 
 PARALLEL_CHUNKS = 2
 

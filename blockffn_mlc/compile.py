@@ -1,0 +1,88 @@
+"""From a configuration and a target to a Relax executable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+import tvm.relax.frontend.nn as nn
+from tvm import relax
+
+from .config import BlockFFNConfig
+from .layers import Build
+from .model import Model
+from .quantization import Quantization
+
+METADATA = "_metadata"
+FUNCTIONS = ("forward", "forward_dense", "commit", METADATA)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The model before lowering: its module, and its weights in argument order."""
+
+    module: tvm.IRModule
+    parameters: list[tuple[str, nn.Parameter]]
+
+    def kernels(self) -> dict[str, tvm.tirx.PrimFunc]:
+        """The kernels by name."""
+        return {var.name_hint if hasattr(var, "name_hint") else var.name: func
+                for var, func in self.module.functions.items() if isinstance(func, tvm.tirx.PrimFunc)}
+
+
+def build_graph(build: Build) -> Graph:
+    """Describe the model with ``build``'s kernels. Nothing is compiled yet."""
+    model = Model(build)
+    module, parameters = model.export_tvm(spec=model.export_spec())
+    module = _with_upper_bounds(module, build)
+    return Graph(_with_metadata(module, build, parameters), parameters)
+
+
+def compile_graph(graph: Graph, target: tvm.target.Target) -> relax.VMExecutable:
+    """Lower and generate code. Only our kernels may be left: no operator is legalised, so one without a
+    hand-written kernel stops the build."""
+    with tvm.transform.PassContext(opt_level=3):
+        return relax.build(graph.module, target, relax_pipeline=_lowering())
+
+
+def metadata(config: BlockFFNConfig, quantization: Quantization, context_window: int, prefill_chunk: int,
+             parameters: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
+    """What ``_metadata()`` returns (MLC's model metadata; ``params`` fixes the argument order)."""
+    return {
+        "model_type": "minicpm", "quantization": quantization.name,
+        "context_window_size": context_window, "prefill_chunk_size": prefill_chunk, "max_batch_size": 1,
+        "sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1, "active_vocab_size": config.vocab_size, "model_task": "chat",
+        "kv_state_kind": "none", "memory_usage": {},
+        "params": [{"name": name, "dtype": str(parameter.dtype), "shape": [int(size) for size in parameter.shape],
+                    "preprocs": [], "pipeline_stages": [0]} for name, parameter in parameters],
+    }
+
+
+def _with_upper_bounds(module: tvm.IRModule, build: Build) -> tvm.IRModule:
+    """Let the memory planner size its buffers once, for the longest chunk."""
+    bounds = {name: build.prefill_chunk for name in ("n", "m", "k")}
+    for var, func in list(module.functions.items()):
+        if isinstance(func, relax.Function):
+            module[var] = func.with_attr("tir_var_upper_bound", bounds)
+    return module
+
+
+def _with_metadata(module: tvm.IRModule, build: Build, parameters: list[tuple[str, nn.Parameter]]) -> tvm.IRModule:
+    text = json.dumps(metadata(build.config, build.quantization, build.context_window, build.prefill_chunk, parameters))
+    builder = relax.BlockBuilder(module)
+    with builder.function(METADATA, params=[]):
+        builder.emit_func_output(tvm.ir.StringImm(text))
+    return builder.get()
+
+
+def _lowering() -> tvm.transform.Pass:
+    transform = relax.transform
+    return tvm.transform.Sequential([
+        transform.ToNonDataflow(), transform.RemovePurityChecking(), transform.CallTIRRewrite(),
+        transform.StaticPlanBlockMemory(), transform.LowerAllocTensor(), transform.KillAfterLastUse(),
+        transform.LowerRuntimeBuiltin(), transform.ComputePrimValue(), transform.VMShapeLower(),
+        transform.AttachGlobalSymbol(),
+    ])

@@ -1,0 +1,134 @@
+"""Building blocks of the Relax graph: each declares its weights, where they come from in a checkpoint,
+and the hand-written kernel that uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm.relax.frontend.nn as nn
+from tvm.relax.frontend.nn import op
+
+from schedules.layout import pack_rows, tile_count
+from schedules.tiles import CpuTiles
+
+from .config import BlockFFNConfig
+from .quantization import Quantization, check_range
+
+READ = "read"  # key of a parameter's attrs: function(checkpoint) -> numpy array as stored
+
+
+@dataclass(frozen=True)
+class Build:
+    """Everything a layer needs to know: the model, the format, the kernels and their tiles, the limits."""
+
+    config: BlockFFNConfig
+    quantization: Quantization
+    kernels: ModuleType
+    tiles: CpuTiles
+    context_window: int
+    prefill_chunk: int
+
+
+def parameter(shape: Sequence[int], dtype: str, read: Callable[[Any], np.ndarray]) -> nn.Parameter:
+    """A weight of ``shape`` and ``dtype`` in the artifact; ``read(checkpoint)`` makes it."""
+    result = nn.Parameter(tuple(shape), dtype)
+    result.attrs[READ] = read
+    return result
+
+
+def vector_parameter(build: Build, names: Sequence[str], width: int) -> nn.Parameter:
+    """A norm's weight or a bias: checkpoint vectors one after the other, in the model's dtype."""
+    dtype = build.quantization.model_dtype
+
+    def read(checkpoint: Any) -> np.ndarray:
+        values = np.concatenate([checkpoint.read(name) for name in names])
+        check_range(values, dtype, names[0])
+        return values.astype(dtype)
+
+    return parameter((width,), dtype, read)
+
+
+def matrix_parameter(shape: Sequence[int], dtype: str, tile: int, name: str,
+                     read_rows: Callable[[Any], np.ndarray]) -> nn.Parameter:
+    """A packed matrix: ``read_rows(checkpoint)`` gives the logical [..., out, in] of ``shape``."""
+    *outer, outputs, inputs = shape
+
+    def read(checkpoint: Any) -> np.ndarray:
+        rows = read_rows(checkpoint)
+        check_range(rows, dtype, name)
+        return pack_rows(rows, tile, dtype)
+
+    return parameter((*outer, tile_count(outputs, tile), inputs, tile), dtype, read)
+
+
+def call(func: tvm.tirx.PrimFunc, name: str, args: Sequence[Any], *outputs: tuple[Sequence[Any], str]) -> Any:
+    """Bind a kernel; ``outputs`` are (shape, dtype). Returns a tensor, or a tuple for several."""
+    out = [nn.Tensor.placeholder(tuple(shape), dtype) for shape, dtype in outputs]
+    return op.tensor_ir_op(func, name, list(args), out[0] if len(out) == 1 else out)
+
+
+class Linear(nn.Module):
+    """y = x W^T + b in groups; see the kernel ``linear``.
+
+    ``name``: of the kernel, for people. ``names``: checkpoint matrices stacked along the outputs, or ``read`` for anything else.
+    """
+
+    def __init__(self, build: Build, name: str, inputs: int, outputs: int, names: Sequence[str] = (), *,
+                 groups: int = 1, dtype: str = "", bias: bool = False, read: Callable[[Any], np.ndarray] | None = None,
+                 **kernel_options: Any) -> None:
+        self.name, self.outputs = name, groups * outputs
+        dtype = dtype or build.quantization.weight_dtype
+
+        def stacked(checkpoint: Any) -> np.ndarray:
+            parts = [checkpoint.read(f"{name}.weight") for name in names]
+            return (parts[0] if len(parts) == 1 else np.concatenate(parts))[None]
+
+        self.weight = matrix_parameter((groups, outputs, inputs), dtype, build.tiles.output_tile,
+                                       names[0] if names else name, read or stacked)
+        self.bias = vector_parameter(build, [f"{name}.bias" for name in names], outputs) if bias else None
+        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, dtype, groups=groups, bias=bias,
+                                           **kernel_options)
+
+    def forward(self, x: nn.Tensor, residual: nn.Tensor | None = None) -> nn.Tensor:
+        args = [tensor for tensor in (x, self.weight, self.bias, residual) if tensor is not None]
+        return call(self.kernel, self.name, args, ((x.shape[0], self.outputs), "float32"))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm of the first ``width`` columns of a row."""
+
+    def __init__(self, build: Build, name: str, width: int, eps: float, **kernel_options: Any) -> None:
+        self.name, self.width = name.rsplit(".", 1)[-1], width
+        self.weight = vector_parameter(build, [f"{name}.weight"], width)
+        self.kernel = build.kernels.rms_norm(build.tiles, width, eps, build.quantization.model_dtype,
+                                             **kernel_options)
+
+    def forward(self, x: nn.Tensor, rows: nn.Tensor | None = None) -> nn.Tensor:
+        args = [tensor for tensor in (x, self.weight, rows) if tensor is not None]
+        return call(self.kernel, self.name, args, (((x if rows is None else rows).shape[0], self.width), "float32"))
+
+
+class Embedding(nn.Module):
+    """The token table; a tied lm_head multiplies by the same packed weight."""
+
+    def __init__(self, build: Build) -> None:
+        config = build.config
+        name = "model.embed_tokens.weight"
+        dtype = build.quantization.weight_dtype
+        self.width, self.vocab = config.hidden_size, config.vocab_size
+        self.weight = matrix_parameter((1, self.vocab, self.width), dtype, build.tiles.output_tile, name,
+                                       lambda checkpoint: checkpoint.read(name)[None])
+        self.kernel = build.kernels.embedding(build.tiles, self.vocab, self.width, dtype, config.scale_emb)
+        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, dtype)
+
+    def forward(self, ids: nn.Tensor) -> nn.Tensor:
+        return call(self.kernel, "embedding", [ids, self.weight], ((ids.shape[0], self.width), "float32"))
+
+    def logits(self, hidden: nn.Tensor) -> nn.Tensor:
+        """hidden f32 [m, H] -> f32 [m, V] through the embedding's own rows."""
+        return call(self.head, "lm_head", [hidden, self.weight], ((hidden.shape[0], self.vocab), "float32"))

@@ -1,0 +1,61 @@
+"""The CPU family: this machine by default, or any processor that LLVM knows by name."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import tvm
+from tvm.target import codegen
+
+import schedules.cpu
+from blockffn_mlc.errors import UserError
+from schedules.tiles import CPU_TILES
+
+from .base import Target
+
+_X86_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma", "f16c")
+
+
+def cpu_target(cpu: str = "native") -> Target:
+    """The target for ``cpu``: "native" or an LLVM processor name of this machine's architecture.
+
+    Raises UserError for a name LLVM does not know.
+    """
+    name = codegen.llvm_get_system_cpu() if cpu == "native" else cpu
+    plain = tvm.target.Target({"kind": "llvm", "mcpu": name}) if _known(name) else None
+    if plain is None:
+        raise UserError(f"--cpu {cpu}: not a processor LLVM knows for {platform.machine()}; expected 'native' or a name "
+                        "such as x86-64-v3, skylake-avx512, znver4 (llc -mcpu=help lists them)")
+    features = {str(feature) for feature in codegen.llvm_get_cpu_features(plain)}
+    missing = features & (_missing_here() if cpu == "native" else set())
+    unit = vector_unit(features - missing)
+    attributes = sorted(f"-{feature}" for feature in missing)
+    if unit == "avx512":
+        attributes.append("-prefer-256-bit")  # LLVM would halve our 512-bit vectors on some Intel cores
+    tvm_target = tvm.target.Target({"kind": "llvm", "mcpu": name, **({"mattr": attributes} if attributes else {})})
+    return Target("cpu", f"{platform.machine()} {name}, {unit}", tvm_target, schedules.cpu, CPU_TILES[unit])
+
+
+def vector_unit(features: set[str]) -> str:
+    """Row of the tile table for a set of LLVM feature names."""
+    if "avx512f" in features:
+        return "avx512"
+    if {"avx2", "fma"} <= features:
+        return "avx2"
+    return "neon" if "neon" in features else "sse"
+
+
+def _known(name: str) -> bool:
+    generic = tvm.target.Target({"kind": "llvm"})
+    return name in {str(cpu) for cpu in codegen.llvm_get_cpu_archlist(generic)}
+
+
+def _missing_here() -> set[str]:
+    """Features that LLVM infers from the processor's model but a hypervisor or kernel withholds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpuinfo.exists():
+        return set()
+    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "").split()
+    present = {flag.replace("_", "") for flag in flags}
+    return {feature for feature in _X86_FEATURES if feature not in present}
