@@ -10,6 +10,7 @@ from typing import Any
 from .errors import UserError
 
 MAX_EXPERTS = 1024
+MAX_LAYERS = 1024
 EXPERT_SIZE_MULTIPLE = 8
 HIDDEN_SIZE_MULTIPLE = 32
 # MLA normalises its two latents with this epsilon whatever rms_norm_eps says.
@@ -21,7 +22,9 @@ class BlockFFNConfig:
     """One BlockFFN model. Field names and defaults are those of the released ``config.json``.
 
     ``attention_type`` is "mla" or "vanilla" (grouped-query attention). The four MLA sizes are 0
-    for a "vanilla" model. ``rope_scaling_factor`` is the factor of linear RoPE scaling (1: none).
+    for a "vanilla" model, whatever its file says. ``num_key_value_heads`` 0 means as many as
+    ``num_attention_heads``. ``rope_scaling_factor`` is the factor of linear RoPE scaling (1: none).
+    Construction raises UserError naming the field, what it must be and what it is.
     """
 
     hidden_size: int
@@ -31,7 +34,7 @@ class BlockFFNConfig:
     num_experts: int
     expert_size: int
     ffn_type: str = "block"
-    attention_type: str = "mla"
+    attention_type: str = "vanilla"
     num_key_value_heads: int = 0
     q_lora_rank: int = 0
     kv_lora_rank: int = 0
@@ -54,6 +57,9 @@ class BlockFFNConfig:
     def __post_init__(self) -> None:
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
+        if self.attention_type == "vanilla":
+            for name in _MLA_SIZES:
+                object.__setattr__(self, name, 0)
         self._validate()
 
     @property
@@ -110,13 +116,13 @@ class BlockFFNConfig:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise UserError(f"{path}: no such file; expected a Hugging Face config.json") from None
-        except (ValueError, OSError) as error:
-            raise UserError(f"{path}: not readable as JSON ({error})") from None
+        except (ValueError, OSError, RecursionError) as error:
+            raise UserError(f"{path}: expected a config.json, found a file not readable as JSON ({error})") from None
         return cls.from_dict(raw, str(path))
 
     @classmethod
     def from_dict(cls, raw: Any, where: str = "config.json") -> BlockFFNConfig:
-        """Build from parsed JSON. ``where`` names the source in error messages."""
+        """Build from parsed JSON, refusing other models by name. ``where`` names the source in the UserError."""
         if not isinstance(raw, dict):
             raise UserError(f"{where}: expected a JSON object, found {type(raw).__name__}")
         _refuse_other_models(raw, where)
@@ -143,6 +149,8 @@ class BlockFFNConfig:
         _expect(self.ffn_type in ("block", "block_linear"), "ffn_type", '"block" or "block_linear"', self.ffn_type)
         _expect(self.norm_after_router in ("rms", "sum", "none"), "norm_after_router",
                 '"rms", "sum" or "none"', self.norm_after_router)
+        _expect(self.num_hidden_layers <= MAX_LAYERS, "num_hidden_layers", f"at most {MAX_LAYERS}",
+                self.num_hidden_layers)
         _expect(self.num_experts <= MAX_EXPERTS, "num_experts", f"at most {MAX_EXPERTS}", self.num_experts)
         _expect(self.expert_size % EXPERT_SIZE_MULTIPLE == 0, "expert_size",
                 f"a multiple of {EXPERT_SIZE_MULTIPLE}", self.expert_size)
@@ -158,13 +166,18 @@ class BlockFFNConfig:
                         getattr(self, name))
         _expect(self.rope_dim % 2 == 0, "qk_rope_head_dim" if self.is_mla else "num_attention_heads",
                 "an even number of rotated dimensions", self.rope_dim)
-        for token in (self.bos_token_id, *self.eos_token_id):
-            _expect(0 <= token < self.vocab_size, "bos_token_id/eos_token_id",
-                    f"a token below vocab_size {self.vocab_size}", token)
+        for name, tokens in (("bos_token_id", (self.bos_token_id,)), ("eos_token_id", self.eos_token_id)):
+            for token in tokens:
+                _expect(0 <= token < self.vocab_size, name, f"a token below vocab_size {self.vocab_size}", token)
 
 
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "num_experts", "expert_size")
 _MLA_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+# Fields, or values of fields, that only DECO has.
+_DECO_FIELDS = ("router_norm_type", "moe_ffn_hidden_size", "expert_act_func")
+_DECO_VALUES = (("model_type", "blockffn"), ("norm_after_router", "simple"), ("hidden_act", "norm_silu"),
+                ("hidden_act", "NormSiLU"))
+
 
 def _expect(ok: bool, name: str, expected: str, found: Any) -> None:
     if not ok:
@@ -175,7 +188,10 @@ def _typed(value: Any, name: str, kind: str, where: str) -> Any:
     if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind == "float" and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            kind = "a number of double precision"
     if (kind == "bool" and isinstance(value, bool)) or (kind == "str" and isinstance(value, str)):
         return value
     if kind.startswith("tuple"):
@@ -188,9 +204,12 @@ def _typed(value: Any, name: str, kind: str, where: str) -> Any:
 
 def _refuse_other_models(raw: dict[str, Any], where: str) -> None:
     """Refuse, by name, what looks like BlockFFN but computes something else."""
-    if raw.get("model_type") == "blockffn" or "router_norm_type" in raw or "moe_ffn_hidden_size" in raw:
-        raise UserError(f"{where}: this is DECO (BlockFFN-v2, model_type 'blockffn'), a different model; "
-                        "expected a BlockFFN checkpoint of MiniCPMForCausalLM with ffn_type 'block' or 'block_linear'")
+    deco = [name for name in _DECO_FIELDS if name in raw]
+    deco += [name for name, value in _DECO_VALUES if raw.get(name) == value]
+    if deco:
+        raise UserError(f"{where}: field {deco[0]!r}: found {raw[deco[0]]!r}: this is DECO (BlockFFN-v2), a different "
+                        "model; expected a BlockFFN checkpoint of MiniCPMForCausalLM with ffn_type 'block' or "
+                        "'block_linear'")
     if raw.get("ffn_type") == "moe" or (raw.get("ffn_type") is None and "num_experts_per_tok" in raw):
         raise UserError(f"{where}: field 'ffn_type': this is a classic mixture of experts with top-k routing; "
                         "expected 'block' or 'block_linear'")
@@ -211,6 +230,7 @@ def _refuse_other_models(raw: dict[str, Any], where: str) -> None:
 def _rope_scaling_factor(raw: dict[str, Any], values: dict[str, Any], where: str) -> float:
     scaling = raw.get("rope_scaling")
     if scaling is None:
+        # Configurations that this package wrote carry the factor itself.
         return values.get("rope_scaling_factor", 1.0)
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else scaling
     if kind == "dynamic":
@@ -222,11 +242,11 @@ def _rope_scaling_factor(raw: dict[str, Any], values: dict[str, Any], where: str
     return _typed(scaling.get("factor"), "rope_scaling.factor", "float", where)
 
 
-_PAPER = dict(attention_type="mla", vocab_size=122753, q_lora_rank=768, kv_lora_rank=256, qk_nope_head_dim=128,
-              qk_rope_head_dim=64, ffn_type="block_linear", norm_after_router="rms", rms_norm_eps=1e-5,
-              scale_emb=12.0, dim_model_base=256.0, scale_depth=1.4, tie_word_embeddings=False)
-_SMALL = BlockFFNConfig(hidden_size=768, expert_size=64, num_experts=48, num_hidden_layers=16,
-                        num_attention_heads=6, **_PAPER)
+_SMALL = BlockFFNConfig(
+    hidden_size=768, num_hidden_layers=16, num_attention_heads=6, vocab_size=122753, num_experts=48, expert_size=64,
+    ffn_type="block_linear", attention_type="mla", q_lora_rank=768, kv_lora_rank=256, qk_nope_head_dim=128,
+    qk_rope_head_dim=64, norm_after_router="rms", rms_norm_eps=1e-5, scale_emb=12.0, dim_model_base=256.0,
+    scale_depth=1.4, tie_word_embeddings=False)
 PRESETS: dict[str, BlockFFNConfig] = {
     "small": _SMALL,
     "medium": replace(_SMALL, hidden_size=1280, expert_size=128, num_experts=40, num_hidden_layers=27,
@@ -237,5 +257,5 @@ PRESETS: dict[str, BlockFFNConfig] = {
                       num_attention_heads=14, num_key_value_heads=14),
     "3b": replace(_SMALL, hidden_size=2048, expert_size=128, num_experts=128, num_hidden_layers=36,
                   num_attention_heads=16, num_key_value_heads=4, attention_type="vanilla", vocab_size=73448,
-                  tie_word_embeddings=True, q_lora_rank=0, kv_lora_rank=0, qk_nope_head_dim=0, qk_rope_head_dim=0),
+                  tie_word_embeddings=True),
 }
