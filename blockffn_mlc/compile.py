@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tvm
 import tvm.relax.frontend.nn as nn
 from tvm import relax
 
+from .attention import cache_shape
 from .config import BlockFFNConfig
 from .layers import Build
 from .model import Model
 from .quantization import Quantization
 
 METADATA = "_metadata"
-FUNCTIONS = ("forward", "forward_dense", "commit", METADATA)
 
 
 @dataclass(frozen=True)
@@ -25,11 +27,18 @@ class Graph:
 
     module: tvm.IRModule
     parameters: list[tuple[str, nn.Parameter]]
+    cache_bytes: int
 
     def kernels(self) -> dict[str, tvm.tirx.PrimFunc]:
         """The kernels by name."""
-        return {var.name_hint if hasattr(var, "name_hint") else var.name: func
-                for var, func in self.module.functions.items() if isinstance(func, tvm.tirx.PrimFunc)}
+        return self._named(tvm.tirx.PrimFunc)
+
+    def functions(self) -> list[str]:
+        """Names of the exported functions."""
+        return sorted(self._named(relax.Function))
+
+    def _named(self, kind: type) -> dict[str, Any]:
+        return {var.name_hint: func for var, func in self.module.functions.items() if isinstance(func, kind)}
 
 
 def build_graph(build: Build) -> Graph:
@@ -37,7 +46,9 @@ def build_graph(build: Build) -> Graph:
     model = Model(build)
     module, parameters = model.export_tvm(spec=model.export_spec())
     module = _with_upper_bounds(module, build)
-    return Graph(_with_metadata(module, build, parameters), parameters)
+    cache_bytes = (build.config.num_hidden_layers * math.prod(cache_shape(build))
+                   * np.dtype(build.quantization.cache_dtype).itemsize)
+    return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes)
 
 
 def compile_graph(graph: Graph, target: tvm.target.Target) -> relax.VMExecutable:
@@ -45,6 +56,20 @@ def compile_graph(graph: Graph, target: tvm.target.Target) -> relax.VMExecutable
     hand-written kernel stops the build."""
     with tvm.transform.PassContext(opt_level=3):
         return relax.build(graph.module, target, relax_pipeline=_lowering())
+
+
+def planned_bytes(graph: Graph) -> int:
+    """Bytes of intermediate results that one call of ``forward`` holds, for the longest chunk."""
+    with tvm.transform.PassContext(opt_level=3):
+        planned = tvm.transform.Sequential(_PLANNING)(graph.module)
+    sizes: list[int] = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, relax.Call) and node.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
+            sizes.append(math.prod(int(size) for size in node.args[0].values))
+
+    relax.analysis.post_order_visit(planned["forward"].body, visit)
+    return sum(sizes)
 
 
 def metadata(config: BlockFFNConfig, quantization: Quantization, context_window: int, prefill_chunk: int,
@@ -78,11 +103,15 @@ def _with_metadata(module: tvm.IRModule, build: Build, parameters: list[tuple[st
     return builder.get()
 
 
+_PLANNING = [
+    relax.transform.ToNonDataflow(), relax.transform.RemovePurityChecking(), relax.transform.CallTIRRewrite(),
+    relax.transform.StaticPlanBlockMemory(),
+]
+
+
 def _lowering() -> tvm.transform.Pass:
     transform = relax.transform
     return tvm.transform.Sequential([
-        transform.ToNonDataflow(), transform.RemovePurityChecking(), transform.CallTIRRewrite(),
-        transform.StaticPlanBlockMemory(), transform.LowerAllocTensor(), transform.KillAfterLastUse(),
-        transform.LowerRuntimeBuiltin(), transform.ComputePrimValue(), transform.VMShapeLower(),
-        transform.AttachGlobalSymbol(),
+        *_PLANNING, transform.LowerAllocTensor(), transform.KillAfterLastUse(), transform.LowerRuntimeBuiltin(),
+        transform.ComputePrimValue(), transform.VMShapeLower(), transform.AttachGlobalSymbol(),
     ])

@@ -1,0 +1,33 @@
+# Two commands on a machine with Python 3.10+, make and a C++ compiler: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := dist/demo-q0f32-cpu
+PROMPT ?= In the beginning
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.core
+
+$(VENV)/.core: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/.core
+	$(BIN)/python build.py
+	$(BIN)/python -m runtime_py generate $(DEMO) --prompt "$(PROMPT)" --max-tokens 64
+	$(BIN)/python -m runtime_py inspect $(DEMO) --text-file blockffn_mlc/demo/heldout.txt
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+
+clean:
+	rm -rf $(VENV) dist build *.egg-info

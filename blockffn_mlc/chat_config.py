@@ -1,0 +1,108 @@
+"""``mlc-chat-config.json``: what both runtimes read first (MLC contract, artifact layout)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from schedules.tiles import MAX_TREE_NODES
+
+from .attention import cache_shape
+from .errors import UserError
+from .layers import Build
+
+FILE = "mlc-chat-config.json"
+FORMAT_VERSION = 1
+USER, ASSISTANT = "<用户>", "<AI>"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
+                   "added_tokens.json", "generation_config.json")
+_GENERATION_DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.0}
+
+
+def chat_config(build: Build, target: str, host: str, library: str, folder: Path | None) -> dict[str, Any]:
+    """The whole file as a dictionary. ``folder``: the checkpoint's, for tokenizer and generation defaults."""
+    config, generation = build.config, _generation(folder)
+    limits = {"vocab_size": config.vocab_size, "context_window_size": build.context_window,
+              "prefill_chunk_size": build.prefill_chunk}
+    common = limits | {"sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
+                       "pipeline_parallel_stages": 1, "active_vocab_size": config.vocab_size}
+    return {
+        "version": "0.1.0", "model_type": "minicpm", "quantization": build.quantization.name, **common,
+        "model_config": config.to_dict() | limits,
+        "temperature": generation["temperature"], "top_p": generation["top_p"],
+        "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": generation["repetition_penalty"],
+        "tokenizer_files": tokenizer_files(folder), "tokenizer_info": _tokenizer_info(folder),
+        "conv_template": _conversation(config.bos_token_id, list(config.eos_token_id), _eos_text(config, folder)),
+        "pad_token_id": 0, "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id),
+        "model_task": "chat", "embedding_metadata": None,
+        "blockffn": {
+            "format_version": FORMAT_VERSION, "library": library, "target": target, "host": host,
+            "tvm_version": tvm.__version__, "max_tree_nodes": MAX_TREE_NODES,
+            "cache": {"shape": list(cache_shape(build)), "dtype": build.quantization.cache_dtype}},
+    }
+
+
+def tokenizer_files(folder: Path | None) -> list[str]:
+    """Names of the tokenizer files that a checkpoint folder has."""
+    return [name for name in TOKENIZER_FILES if folder is not None and (folder / name).is_file()]
+
+
+def copy_tokenizer(folder: Path | None, out: Path) -> None:
+    """Copy the tokenizer files of a checkpoint into an artifact."""
+    for name in tokenizer_files(folder):
+        shutil.copyfile(folder / name, out / name)
+
+
+def _conversation(bos: int, eos: list[int], eos_text: str) -> dict[str, Any]:
+    """The released chat format: bos, then <用户>question<AI>answer eos per turn."""
+    return {
+        "name": "blockffn", "system_template": "{system_message}", "system_message": "",
+        "system_prefix_token_ids": [bos], "add_role_after_system_message": True,
+        "roles": {"user": USER, "assistant": ASSISTANT},
+        "role_templates": {"user": "{user_message}", "assistant": "{assistant_message}", "tool": "{tool_message}"},
+        "messages": [], "seps": ["", eos_text], "role_content_sep": "", "role_empty_sep": "",
+        "stop_str": [], "stop_token_ids": eos, "strip_reasoning_in_history": False}
+
+
+def _generation(folder: Path | None) -> dict[str, float]:
+    """Sampling defaults: generation_config.json over ours."""
+    path = folder / "generation_config.json" if folder else None
+    if path is None or not path.is_file():
+        return _GENERATION_DEFAULTS
+    raw = _json_object(path)
+    chosen = {name: raw.get(name, default) for name, default in _GENERATION_DEFAULTS.items()}
+    for name, value in chosen.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise UserError(f"{path}: field {name!r}: expected a number, found {value!r}")
+    return chosen
+
+
+def _tokenizer_info(folder: Path | None) -> dict[str, Any]:
+    """How MLC must post-process tokens: byte-level BPE or sentencepiece with byte fall-back."""
+    path = folder / "tokenizer.json" if folder else None
+    decoder = (_json_object(path).get("decoder") or {}) if path and path.is_file() else {}
+    steps = [step.get("type") for step in decoder.get("decoders", [decoder])]
+    byte_level = "ByteLevel" in steps
+    return {"token_postproc_method": "byte_level" if byte_level else "byte_fallback",
+            "prepend_space_in_encode": not byte_level, "strip_space_in_decode": not byte_level}
+
+
+def _eos_text(config: Any, folder: Path | None) -> str:
+    """The text of the end-of-sequence token, as MLC's templates want it."""
+    path = folder / "tokenizer.json" if folder else None
+    tokens = _json_object(path).get("added_tokens", []) if path and path.is_file() else []
+    return next((token["content"] for token in tokens if token.get("id") == config.eos_token_id[0]), "</s>")
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value

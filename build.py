@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Compile a BlockFFN checkpoint into an artifact folder: ``python build.py`` alone builds the demo model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from blockffn_mlc.builder import build_artifact, make_plan
+from blockffn_mlc.errors import UserError
+from blockffn_mlc.progress import Progress
+from blockffn_mlc.quantization import QUANTIZATIONS
+from blockffn_mlc.sources import DEMO, open_model
+from targets import TARGETS, find_target
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line, checked for form only."""
+    parser = argparse.ArgumentParser(prog="build.py", description=__doc__)
+    parser.add_argument("--target", default="cpu", metavar="T", help="what to compile for (default: cpu; see --list-targets)")
+    parser.add_argument("--model", default=DEMO, metavar="M",
+                        help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
+                             "NAME one of small, medium, large, xlarge, 3b")
+    parser.add_argument("--quantization", metavar="Q", help=f"weight format: {', '.join(QUANTIZATIONS)} "
+                        "(default: q0f32 for the demo, q0f16 otherwise)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="artifact folder (default: dist/MODEL-Q-TARGET)")
+    parser.add_argument("--context-window", type=int, metavar="N", help="tokens of context (default: the model's limit)")
+    parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens per prefill pass (default: 512)")
+    parser.add_argument("--cpu", default="native", metavar="NAME", help="processor for --target cpu (default: native)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
+                        help="weights converted at the same time (default: all cores)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--list-targets", action="store_true", help="print the targets and stop")
+    parser.add_argument("--json", action="store_true", help="print results as JSON")
+    volume = parser.add_mutually_exclusive_group()
+    volume.add_argument("-v", "--verbose", action="store_true", help="list the kernels of the plan")
+    volume.add_argument("-q", "--quiet", action="store_true", help="no progress")
+    arguments = parser.parse_args(argv)
+    if arguments.jobs < 1:
+        parser.error(f"--jobs {arguments.jobs}: expected at least 1")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line says. Raises UserError."""
+    if arguments.list_targets:
+        print(json.dumps(TARGETS, indent=1) if arguments.json else
+              "\n".join(f"{name:10} {text}" for name, text in TARGETS.items()))
+        return
+    progress = Progress(arguments.quiet)
+    target = find_target(arguments.target, arguments.cpu)
+    model = open_model(arguments.model)
+    quantization = arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
+    with progress.step("plan"):
+        plan = make_plan(model.config, target, quantization, arguments.context_window, arguments.prefill_chunk)
+    out = arguments.output or Path("dist") / f"{model.name}-{quantization}-{target.name}"
+    if arguments.dry_run:
+        report(plan.summary(), arguments)
+        return
+    result = build_artifact(plan, model.weights, model.folder, model.identity, out, arguments.jobs, progress)
+    if result["kept_shards"]:
+        progress.note(f"kept {result['kept_shards']} finished shard(s) of an interrupted build")
+    report(result, arguments)
+
+
+def report(summary: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print a plan or a result on stdout."""
+    if arguments.json:
+        print(json.dumps(summary, indent=1))
+        return
+    for name, value in summary.items():
+        if name == "kernels":
+            print(f"{'kernels':16}{len(value)}")
+            for kernel, origin in value.items() if arguments.verbose or arguments.dry_run else ():
+                print(f"  {kernel:24}{origin}")
+        elif name.endswith("_bytes"):
+            print(f"{name.removesuffix('_bytes'):16}{value / 1e6:.1f} MB")
+        else:
+            print(f"{name.replace('_', ' '):16}{', '.join(value) if isinstance(value, list) else value}")
+
+
+def main() -> int:
+    """Exit code 0, 1 for bad input, 2 for a wrong command line, 130 when interrupted."""
+    arguments = parse_arguments()
+    try:
+        run(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the next build of the same artifact goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
