@@ -21,18 +21,18 @@ from targets import TARGETS, find_target
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked for form only."""
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__)
-    parser.add_argument("--target", default="cpu", metavar="T", help="what to compile for (default: cpu; see --list-targets)")
+    parser.add_argument("--target", default="cpu", metavar="T", help="default: cpu; see --list-targets")
     parser.add_argument("--model", default=DEMO, metavar="M",
                         help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
                              "NAME one of small, medium, large, xlarge, 3b")
     parser.add_argument("--quantization", metavar="Q", help=f"weight format: {', '.join(QUANTIZATIONS)} "
                         "(default: q0f32 for the demo, q0f16 otherwise)")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="artifact folder (default: dist/MODEL-Q-TARGET)")
-    parser.add_argument("--context-window", type=int, metavar="N", help="tokens of context (default: the model's limit)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="artifact folder (default: dist/MODEL-Q-T)")
+    parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
     parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens per prefill pass (default: 512)")
     parser.add_argument("--cpu", default="native", metavar="NAME", help="processor for --target cpu (default: native)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
-                        help="weights converted at the same time (default: all cores)")
+                        help="tensors converted at a time (default: all cores)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list-targets", action="store_true", help="print the targets and stop")
     parser.add_argument("--json", action="store_true", help="print results as JSON")

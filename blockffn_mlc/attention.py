@@ -45,8 +45,8 @@ class LatentAttention(nn.Module):
         def kv_b(checkpoint: Any) -> np.ndarray:
             return checkpoint.read(f"{prefix}.kv_b_proj.weight").reshape(heads, nope + v, latent)
 
-        self.qkv_a_proj = Linear(build, "qkv_a_proj", c.hidden_size, width, [f"{prefix}.q_a_proj", f"{prefix}.kv_a_proj_with_mqa"],
-                                 bias=c.attention_bias)
+        self.qkv_a_proj = Linear(build, "qkv_a_proj", c.hidden_size, width,
+                                 [f"{prefix}.q_a_proj", f"{prefix}.kv_a_proj_with_mqa"], bias=c.attention_bias)
         self.q_a_layernorm = RMSNorm(build, f"{prefix}.q_a_layernorm", c.q_lora_rank, LATENT_NORM_EPS, x_width=width)
         self.q_b_proj = Linear(build, "q_b_proj", c.q_lora_rank, heads * (nope + rope), [f"{prefix}.q_b_proj"])
         self.kv_a_layernorm_weight = vector_parameter(build, [f"{prefix}.kv_a_layernorm.weight"], latent)

@@ -88,7 +88,7 @@ def metadata(config: BlockFFNConfig, quantization: Quantization, context_window:
 
 def _with_upper_bounds(module: tvm.IRModule, build: Build) -> tvm.IRModule:
     """Let the memory planner size its buffers once, for the longest chunk."""
-    bounds = {name: build.prefill_chunk for name in ("n", "m", "k")}
+    bounds = dict.fromkeys(("n", "m", "k"), build.prefill_chunk)
     for var, func in list(module.functions.items()):
         if isinstance(func, relax.Function):
             module[var] = func.with_attr("tir_var_upper_bound", bounds)

@@ -75,7 +75,8 @@ def call(func: tvm.tirx.PrimFunc, name: str, args: Sequence[Any], *outputs: tupl
 class Linear(nn.Module):
     """y = x W^T + b in groups; see the kernel ``linear``.
 
-    ``name``: of the kernel, for people. ``names``: checkpoint matrices stacked along the outputs, or ``read`` for anything else.
+    ``name``: of the kernel, for people. ``names``: checkpoint matrices stacked along the outputs, or ``read``
+    for anything else.
     """
 
     def __init__(self, build: Build, name: str, inputs: int, outputs: int, names: Sequence[str] = (), *,

@@ -38,7 +38,9 @@ class Model(nn.Module):
         self.embed_tokens = Embedding(build)
         self.layers = nn.ModuleList([DecoderLayer(build, i) for i in range(c.num_hidden_layers)])
         self.norm = RMSNorm(build, "model.norm", c.hidden_size, c.rms_norm_eps, scale=c.logit_scale, gather=True)
-        self.lm_head = None if c.tie_word_embeddings else Linear(build, "lm_head", c.hidden_size, c.vocab_size, ["lm_head"])
+        self.lm_head = None
+        if not c.tie_word_embeddings:
+            self.lm_head = Linear(build, "lm_head", c.hidden_size, c.vocab_size, ["lm_head"])
         self.rope_table = parameter(
             (build.context_window, c.rope_dim), "float32",
             lambda _: rope_table(build.context_window, c.rope_dim, c.rope_theta, c.rope_scaling_factor))

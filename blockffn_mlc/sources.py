@@ -39,5 +39,6 @@ def open_model(spec: str) -> ModelSource:
         raise UserError(f"--model {spec}: no such folder; expected a checkpoint folder, 'demo', HF://org/repo or "
                         "a named shape such as xlarge@random")
     checkpoint = open_checkpoint(folder)
-    name = spec.split("://")[-1].split("@")[0].rstrip("/").rsplit("/", 1)[-1] if "://" in spec else folder.resolve().name
+    repository = spec.partition("://")[2].partition("@")[0]
+    name = repository.rpartition("/")[2] or folder.resolve().name
     return ModelSource(name, checkpoint.config, checkpoint, folder, source_identity(folder))

@@ -1,0 +1,15 @@
+"""Run compiled BlockFFN artifacts: generate, score, inspect and chat, without torch or a toolchain.
+
+    from runtime_py import Engine, Sampling
+
+    engine = Engine.load("dist/demo-cpu-q0f32")
+    for token in engine.generate("In the beginning", max_tokens=32):
+        print(token.text, end="", flush=True)
+"""
+
+from .engine import Engine, Score
+from .generation import Generation, Token
+from .sampling import GREEDY, Sampling
+from .session import Output, Session
+
+__all__ = ["GREEDY", "Engine", "Generation", "Output", "Sampling", "Score", "Session", "Token"]

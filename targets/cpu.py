@@ -25,8 +25,8 @@ def cpu_target(cpu: str = "native") -> Target:
     name = codegen.llvm_get_system_cpu() if cpu == "native" else cpu
     plain = tvm.target.Target({"kind": "llvm", "mcpu": name}) if _known(name) else None
     if plain is None:
-        raise UserError(f"--cpu {cpu}: not a processor LLVM knows for {platform.machine()}; expected 'native' or a name "
-                        "such as x86-64-v3, skylake-avx512, znver4 (llc -mcpu=help lists them)")
+        raise UserError(f"--cpu {cpu}: not a processor LLVM knows for {platform.machine()}; expected 'native' or a "
+                        "name such as x86-64-v3, skylake-avx512, znver4 (llc -mcpu=help lists them)")
     features = {str(feature) for feature in codegen.llvm_get_cpu_features(plain)}
     missing = features & (_missing_here() if cpu == "native" else set())
     unit = vector_unit(features - missing)

@@ -88,7 +88,8 @@ def accumulate(acc: list[list[Register]], inputs: int, scalar: Any, vector: Any)
                 register.fma(x, weight)
 
 
-def dot_tile(tiles: CpuTiles, token_tile: int, tile: int, inputs: int, scalar: Any, vector: Any) -> list[list[Register]]:
+def dot_tile(tiles: CpuTiles, token_tile: int, tile: int, inputs: int, scalar: Any,
+             vector: Any) -> list[list[Register]]:
     """Registers of a tile of dot products over ``inputs``."""
     acc = tile_registers(tiles, token_tile, tile)
     accumulate(acc, inputs, scalar, vector)
