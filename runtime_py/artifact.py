@@ -1,0 +1,97 @@
+"""Opening an artifact folder: what build.py wrote, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockffn_mlc.config import BlockFFNConfig
+from blockffn_mlc.errors import UserError
+
+from .jsonfile import field, int_list, path_inside, positive, read_json
+from .weights import map_weights
+
+CHAT_CONFIG = "mlc-chat-config.json"
+FORMAT_VERSION = 1
+MASK_BITS = 64  # width of the ancestor mask in the library's interface
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One artifact folder. ``cache_shape`` is [slots, kv_heads, width] of one layer's cache tensor."""
+
+    path: Path
+    config: BlockFFNConfig
+    context_window_size: int
+    prefill_chunk_size: int
+    library: Path
+    target: str
+    host: str
+    tvm_version: str
+    cache_shape: tuple[int, ...]
+    cache_dtype: str
+    max_tree_nodes: int
+    chat_config: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Artifact:
+        """Read and check ``mlc-chat-config.json``. Raises UserError naming file, field and remedy."""
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; expected an artifact written by build.py "
+                            "(python build.py alone builds the demo)")
+        where = folder / CHAT_CONFIG
+        raw = read_json(where)
+        if "blockffn" not in raw:
+            raise UserError(f"{where}: field 'blockffn' is missing: this model folder was not written by "
+                            "this project's build.py")
+        ours, model = field(raw, "blockffn", dict, where), field(raw, "model_config", dict, where)
+        version = field(ours, "format_version", int, where)
+        if version != FORMAT_VERSION:
+            raise UserError(f"{where}: field 'format_version': expected {FORMAT_VERSION}, found {version}; "
+                            "rebuild the artifact with build.py")
+        library = path_inside(folder, field(ours, "library", str, where), where)
+        if not library.is_file():
+            raise UserError(f"{library}: no such file; {CHAT_CONFIG} names it as the model library: rebuild the artifact")
+        cache = field(ours, "cache", dict, where)
+        artifact = cls(
+            path=folder,
+            config=BlockFFNConfig.from_dict(model, str(where)),
+            context_window_size=positive(model, "context_window_size", where),
+            prefill_chunk_size=positive(model, "prefill_chunk_size", where),
+            library=library,
+            target=field(ours, "target", str, where),
+            host=field(ours, "host", str, where),
+            tvm_version=field(ours, "tvm_version", str, where),
+            cache_shape=tuple(int_list(cache, "shape", where)),
+            cache_dtype=field(cache, "dtype", str, where),
+            max_tree_nodes=positive(ours, "max_tree_nodes", where),
+            chat_config=raw,
+        )
+        artifact._validate(where)
+        return artifact
+
+    @cached_property
+    def weights(self) -> dict[str, np.ndarray]:
+        """All weights by name, mapped in place (see ``weights.map_weights``)."""
+        return map_weights(self.path)
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    def _validate(self, where: Path) -> None:
+        if len(self.cache_shape) != 3 or 0 in self.cache_shape:
+            raise UserError(f"{where}: field 'cache.shape': expected [slots, kv_heads, width], "
+                            f"found {list(self.cache_shape)}")
+        if self.cache_shape[0] < self.context_window_size:
+            raise UserError(f"{where}: field 'cache.shape': {self.cache_shape[0]} slots cannot hold the context "
+                            f"window of {self.context_window_size} tokens")
+        if self.cache_dtype not in ("float32", "float16"):
+            raise UserError(f"{where}: field 'cache.dtype': expected float32 or float16, found {self.cache_dtype!r}")
+        if self.max_tree_nodes > MASK_BITS:
+            raise UserError(f"{where}: field 'max_tree_nodes': expected at most {MASK_BITS}, found {self.max_tree_nodes}")

@@ -1,0 +1,58 @@
+"""``python -m runtime_py COMMAND``: the dispatcher. Exit codes: 0 done, 1 bad input, 2 wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from blockffn_mlc.errors import UserError
+
+from .commands import chat, generate, inspect, score
+
+_EXAMPLES = """\
+examples:
+  python build.py -o dist/demo                            build the demo artifact for this CPU
+  python -m runtime_py generate dist/demo --prompt "In the beginning"
+  python -m runtime_py inspect dist/demo --prompt "In the beginning" --plot experts.html
+  python -m runtime_py score dist/demo --text-file FILE
+  python -m runtime_py chat dist/demo
+
+python -m runtime_py COMMAND --help explains one command.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. Wrong usage leaves through argparse's SystemExit(2)."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return 0
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader left (head, less): point stdout elsewhere, so that the exit does not complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m runtime_py", description="Run BlockFFN artifacts written by build.py.",
+        epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command in (generate, score, inspect, chat):
+        command.add_parser(subparsers)
+    return parser

@@ -1,0 +1,38 @@
+"""``generate``: continue a prompt."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from dataclasses import asdict
+from typing import Any
+
+from ..engine import Engine
+from ..sampling import Sampling
+from .common import add_command, add_input, add_sampling, given_sampling, input_ids, note, print_json
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(subparsers, "generate", "continue a prompt, streaming the text", run,
+                         "Text goes to stdout, figures to stderr; greedy unless a temperature is given.")
+    add_input(parser, "--prompt", "--prompt-file", "--ids")
+    add_sampling(parser, "Default: greedy.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object (text, ids, figures) instead")
+
+
+def run(args: argparse.Namespace) -> None:
+    sampling = Sampling(**given_sampling(args))
+    if not sampling.greedy and sampling.seed is None:
+        sampling = Sampling(**given_sampling(args) | {"seed": secrets.randbits(32)})
+    engine = Engine.load(args.artifact, args.threads)
+    generation = engine.generate(input_ids(args, engine), args.max_tokens, sampling)
+    for token in generation:
+        if not args.json:
+            print(token.text if engine.has_tokenizer else f"{token.id} ", end="", flush=True)
+    if args.json:
+        print_json({"artifact": engine.artifact.name, "text": generation.text, "ids": generation.ids,
+                    "finish_reason": generation.finish_reason, **generation.stats.to_dict(),
+                    "load_s": engine.load_seconds, "threads": engine.threads, "sampling": asdict(sampling)})
+    else:
+        print()
+        note(f"\n{generation.stats}" + ("" if sampling.greedy else f", seed {sampling.seed}"))

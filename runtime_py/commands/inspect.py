@@ -1,0 +1,82 @@
+"""``inspect``: which experts a text activates."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import numpy as np
+
+from ..engine import Engine
+from ..plot import check_plot, plot_activity
+from ..sparsity import WINDOWS, Sparsity, active_experts
+from .common import add_command, add_input, input_ids, note, print_json
+
+_SHOWN_TOKENS = 40
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = add_command(
+        subparsers, "inspect", "how many experts a text activates, per token and layer", run,
+        "TLS is the share of inactive experts per token, CLS_L the share inactive in all of L consecutive tokens "
+        "(disjoint windows).")
+    add_input(parser, "--prompt", "--text-file", "--ids")
+    parser.add_argument("--threshold", type=float, default=0.0, metavar="X",
+                        help="count experts with |router score| > X (default: 0, every expert that is computed)")
+    parser.add_argument("--plot", metavar="FILE", help="write a heat map: .png (needs matplotlib) or .html")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.plot:
+        check_plot(args.plot)
+    engine = Engine.load(args.artifact, args.threads)
+    ids = input_ids(args, engine)
+    scores = [output.router_scores for output in engine.session().stream(ids)]
+    active = active_experts(np.concatenate(scores, axis=1), args.threshold)
+    tokens = [engine.tokenizer.token(i) if engine.has_tokenizer else str(i) for i in ids]
+    total, layers = Sparsity.measure(active), [Sparsity.measure(layer) for layer in active]
+    if args.json:
+        print_json({"artifact": engine.artifact.name, "experts": active.shape[-1], "threshold": args.threshold,
+                    "ids": ids, "tokens": tokens, "active": active.sum(axis=-1).tolist(), **total.to_dict(),
+                    "layers": [layer.to_dict() for layer in layers]})
+    else:
+        _print_tables(active, tokens, total, layers)
+    if args.plot:
+        plot_activity(args.plot, active, tokens, f"{engine.artifact.name}: active experts, TLS {total.tls:.1%}")
+        note(f"wrote {args.plot}")
+
+
+def _print_tables(active: np.ndarray, tokens: list[str], total: Sparsity, layers: list[Sparsity]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    console.print(f"Active experts of {active.shape[-1]}, over {len(tokens)} tokens")
+    table = Table()
+    for heading in ("layer", "mean", "min", "max", "TLS", *(f"CLS_{window}" for window in WINDOWS)):
+        table.add_column(heading, justify="right")
+    for name, row in [*((str(i), layer) for i, layer in enumerate(layers)), ("all", total)]:
+        if name == "all":
+            table.add_section()
+        table.add_row(name, f"{row.mean_active:.1f}", str(row.min_active), str(row.max_active),
+                      *("n/a" if share is None else f"{share:.1%}" for share in (row.tls, *row.cls.values())))
+    console.print(table)
+
+    console.print("Active experts per token and layer")
+    table = Table(padding=(0, 0))
+    table.add_column("token", no_wrap=True)
+    for layer in range(len(layers)):
+        table.add_column(str(layer), justify="right", min_width=3)
+    counts = active.sum(axis=-1).T
+    for token, row in zip(tokens[:_SHOWN_TOKENS], counts.tolist()):
+        table.add_row(Text(token), *(Text(str(n), _shade(n / active.shape[-1])) for n in row))
+    console.print(table)
+    if len(tokens) > _SHOWN_TOKENS:
+        note(f"{len(tokens) - _SHOWN_TOKENS} more tokens: see --json or --plot")
+
+
+def _shade(share: float) -> str:
+    """A terminal colour from dark to bright blue for the share of active experts."""
+    return f"white on rgb({int(20 + 40 * share)},{int(40 + 90 * share)},{int(60 + 195 * min(1, 2 * share))})"

@@ -1,0 +1,44 @@
+"""A conversation: turns, and one session whose cache is kept from turn to turn."""
+
+from __future__ import annotations
+
+from .engine import Engine
+from .generation import Generation
+from .sampling import Sampling
+from .template import Turn, load_template
+from .tokenizer import StreamDecoder
+
+
+class Conversation:
+    """Questions and answers. Each turn feeds only what the cache does not hold yet."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Raises UserError when the artifact has no tokenizer or no usable template."""
+        self._engine = engine
+        self._template = load_template(engine.artifact, engine.tokenizer)
+        self.session = engine.session()
+        self.turns: list[Turn] = []
+        self._generation: Generation | None = None
+
+    def ask(self, question: str, sampling: Sampling, max_tokens: int | None = None) -> Generation:
+        """Start answering; iterate the result. An answer that is broken off counts as far as it came.
+        Raises UserError, and forgets the question, when the window is full."""
+        self._settle()
+        turn = Turn(question)
+        ids = self._template.render([*self.turns, turn])
+        cached = self.session.reuse(ids)
+        generation = Generation(self.session, ids[cached:], sampling, stop_ids=self._template.stop_ids,
+                                max_tokens=max_tokens, decoder=StreamDecoder(self._engine.tokenizer))
+        self.turns.append(turn)
+        self._generation = generation
+        return generation
+
+    def reset(self) -> None:
+        """Forget all turns."""
+        self._generation = None
+        self.turns.clear()
+        self.session.rollback(0)
+
+    def _settle(self) -> None:
+        if self._generation is not None:
+            self.turns[-1].reply, self.turns[-1].reply_ids = self._generation.text, self._generation.ids

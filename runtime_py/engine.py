@@ -1,0 +1,111 @@
+"""The Python API: load an artifact, generate from it, score text with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from .artifact import Artifact
+from .generation import Generation
+from .library import Library
+from .sampling import GREEDY, Sampling
+from .session import Output, Session
+from .stats import Stopwatch
+from .tokenizer import StreamDecoder, Tokenizer
+from .tvm_runtime import set_threads
+
+_SCORE_BYTES = 64 << 20  # logits held at a time while scoring
+
+
+@dataclass(frozen=True)
+class Score:
+    """Teacher-forced results for T tokens: ``logits`` float32 [T, V] (row t predicts token t + 1),
+    ``router_scores`` float32 [L, T, E] after the router's norm, ``log_probs`` float64 [T - 1] of the
+    tokens from the second on."""
+
+    logits: np.ndarray
+    router_scores: np.ndarray
+    log_probs: np.ndarray
+
+    @property
+    def perplexity(self) -> float:
+        return perplexity(self.log_probs)
+
+
+class Engine:
+    """A loaded artifact. Weights are shared; every Session has its own cache."""
+
+    def __init__(self, artifact: Artifact, library: Library, threads: int, load_seconds: float = 0.0) -> None:
+        self.artifact = artifact
+        self.library = library
+        self.threads = threads
+        self.load_seconds = load_seconds
+
+    @classmethod
+    def load(cls, path: str | Path, threads: int | None = None) -> Engine:
+        """Open and check an artifact folder. ``threads`` None: one per physical core; the first engine of a
+        process fixes the number. Raises UserError for whatever is wrong with the folder."""
+        clock = Stopwatch()
+        artifact = Artifact.open(path)
+        threads = set_threads(threads)
+        return cls(artifact, Library(artifact), threads, clock.seconds)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Raises UserError when the artifact has no (usable) tokenizer."""
+        return Tokenizer.load(self.artifact.path / "tokenizer.json")
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return (self.artifact.path / "tokenizer.json").is_file()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, bos first, as this family's Hugging Face tokenizers give them."""
+        return [self.artifact.config.bos_token_id, *self.tokenizer.encode(text)]
+
+    def session(self) -> Session:
+        """A new, empty conversation cache."""
+        return Session(self.artifact, self.library)
+
+    def generate(self, prompt: str | Sequence[int], max_tokens: int | None = None,
+                 sampling: Sampling = GREEDY) -> Generation:
+        """Continue a text or token ids (taken as they are) until an eos token or ``max_tokens``
+        (None: up to 256, as the window allows). Returns an iterator of tokens. Raises UserError before
+        any work when prompt and ``max_tokens`` do not fit into the context window."""
+        session = self.session()
+        ids = session.checked(self.encode(prompt) if isinstance(prompt, str) else prompt)
+        decoder = StreamDecoder(self.tokenizer, ids) if self.has_tokenizer else None
+        return Generation(session, ids, sampling, stop_ids=self.artifact.config.eos_token_id,
+                          max_tokens=max_tokens, decoder=decoder)
+
+    def score(self, ids: Sequence[int], chunk: int | None = None) -> Score:
+        """Logits, router scores and log-probabilities of given tokens. ``chunk`` tokens at a time; on the
+        CPU results do not depend on it. Raises UserError when the tokens do not fit into the context window."""
+        outputs = list(self.score_chunks(ids, chunk))
+        logits = np.concatenate([output.logits for output in outputs])
+        return Score(logits, np.concatenate([output.router_scores for output in outputs], axis=1),
+                     token_log_probs(logits[:-1], ids[1:]))
+
+    def score_chunks(self, ids: Sequence[int], chunk: int | None = None) -> Iterator[Output]:
+        """``score`` in pieces: the outputs of consecutive chunks, at most 64 MiB of logits each by default."""
+        chunk = chunk or max(1, _SCORE_BYTES // (4 * self.artifact.config.vocab_size))
+        return self.session().stream(ids, chunk, all_logits=True)
+
+
+def token_log_probs(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
+    """log softmax(logits)[target] per row, float64 [m], from logits float32 [m, V]. One row at a time is widened."""
+    result = np.empty(len(logits))
+    for row, (scores, target) in enumerate(zip(logits, targets, strict=True)):
+        wide = scores.astype(np.float64)
+        top = wide.max()
+        result[row] = wide[target] - top - np.log(np.exp(wide - top).sum())
+    return result
+
+
+def perplexity(log_probs: np.ndarray) -> float:
+    """exp of the mean negative log-probability; nan without a predicted token."""
+    return float(np.exp(-np.mean(log_probs))) if len(log_probs) else float("nan")

@@ -1,0 +1,69 @@
+"""Reading what the user hands in, and writing results so that no half-written file remains."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file, line ends as they are. Raises UserError when it cannot be read."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); convert the file to UTF-8") from None
+
+
+def read_ids(path: str | Path) -> list[int]:
+    """Token ids: a JSON list of integers, or a one-dimensional integer .npy. Raises UserError otherwise."""
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            ids = np.load(path, allow_pickle=False)
+            good = ids.ndim == 1 and ids.dtype.kind in "iu"
+            ids = ids.tolist() if good else f"{ids.dtype} {list(ids.shape)}"
+        else:
+            ids = json.loads(path.read_text(encoding="utf-8"))
+            good = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, EOFError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as token ids ({error})") from None
+    if not good:
+        raise UserError(f"{path}: expected a flat list of integer token ids, found {ids!r:.80}")
+    return ids
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed to it on success and removed on failure."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_array(path: str | Path | None, shape: tuple[int, ...]) -> Iterator[np.ndarray | None]:
+    """A float32 .npy of ``shape`` to fill, mapped to disk and put in place when complete; None without a path."""
+    if path is None:
+        yield None
+        return
+    with replacing(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        yield array
+        array.flush()

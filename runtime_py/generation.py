@@ -1,0 +1,88 @@
+"""One running generation: an iterator of tokens that knows its text and its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+from .sampling import Sampler, Sampling
+from .session import Session
+from .stats import Stats, Stopwatch
+from .tokenizer import StreamDecoder
+
+DEFAULT_MAX_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Token:
+    """A generated token and the text it completes (empty while a character is incomplete)."""
+
+    id: int
+    text: str
+
+
+class Generation:
+    """Iterate to generate; ``ids``, ``text``, ``stats`` and ``finish_reason`` grow meanwhile.
+
+    Stops after a token of ``stop_ids`` (part of ``ids``, not of ``text``; finish_reason "eos") or after
+    ``max_tokens`` ("length"). The session then holds everything but the last token.
+    """
+
+    def __init__(self, session: Session, prompt: Sequence[int], sampling: Sampling, *, stop_ids: Collection[int],
+                 max_tokens: int | None = None, decoder: StreamDecoder | None = None) -> None:
+        """``max_tokens`` None: up to 256, as the window allows. Raises UserError before any work when the
+        prompt and ``max_tokens`` do not fit into the context window."""
+        if max_tokens is not None and max_tokens < 1:
+            raise UserError(f"max_tokens: expected a positive integer, found {max_tokens}")
+        session.check_room(len(prompt) + (max_tokens or 1), "tokens (prompt plus those to generate)")
+        self._session = session
+        self._stop_ids = frozenset(stop_ids)
+        self._decoder = decoder
+        self.max_tokens = max_tokens or min(DEFAULT_MAX_TOKENS, session.room - len(prompt))
+        self.sampling = sampling
+        self.ids: list[int] = []
+        self.text = ""
+        self.finish_reason: str | None = None
+        self.stats = Stats(prompt_tokens=len(prompt))
+        self._tokens = self._run(list(prompt))
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        return next(self._tokens)
+
+    def _run(self, prompt: list[int]) -> Iterator[Token]:
+        sample, clock = Sampler(self.sampling), Stopwatch()
+        logits = self._session.extend(prompt)
+        self.stats.prefill_seconds = clock.seconds
+        token = self._take(sample, logits)
+        self.stats.time_to_first_token = clock.seconds
+        yield token
+        while self.finish_reason is None:
+            clock = Stopwatch()
+            token = self._take(sample, self._session.extend([token.id]))
+            self.stats.decode_seconds += clock.seconds
+            yield token
+
+    def _take(self, sample: Sampler, logits: np.ndarray) -> Token:
+        token_id = sample(logits, self._session.tokens)
+        self.ids.append(token_id)
+        self.stats.generated_tokens += 1
+        if token_id in self._stop_ids:
+            self.finish_reason = "eos"
+        elif len(self.ids) == self.max_tokens:
+            self.finish_reason = "length"
+        text = self._decode(token_id)
+        self.text += text
+        return Token(token_id, text)
+
+    def _decode(self, token_id: int) -> str:
+        if self._decoder is None:
+            return ""
+        text = "" if self.finish_reason == "eos" else self._decoder.push(token_id)
+        return text + self._decoder.finish() if self.finish_reason else text

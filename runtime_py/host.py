@@ -1,0 +1,33 @@
+"""Whether this machine can run a library's instructions: a sentence instead of SIGILL."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from blockffn_mlc.errors import UserError
+
+# Vector unit of a library -> flags that the Linux kernel reports for it.
+_NEEDED_FLAGS = {"avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "neon": set(), "sse": set()}
+
+
+def check_host(host: str, where: str | Path) -> None:
+    """``host`` is "MACHINE PROCESSOR, UNIT", for example "x86_64 znver4, avx512".
+
+    Raises UserError when this machine is another architecture or (on Linux) lacks the vector unit.
+    """
+    machine, _, rest = host.partition(" ")
+    unit = rest.rpartition(", ")[2]
+    rebuild = "rebuild it on this machine with: python build.py --target cpu --model MODEL"
+    if machine != platform.machine():
+        raise UserError(f"{where}: compiled for {host}, this machine is {platform.machine()}; {rebuild}")
+    missing = _NEEDED_FLAGS.get(unit, set()) - _cpu_flags()
+    if missing and _cpu_flags():
+        raise UserError(f"{where}: compiled for {host}, this processor lacks {', '.join(sorted(missing))}; {rebuild}")
+
+
+def _cpu_flags() -> set[str]:
+    """Instruction sets of the first processor; empty where the system does not tell."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())

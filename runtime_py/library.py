@@ -1,0 +1,79 @@
+"""The compiled model library behind numpy arrays: ``forward``, ``commit`` and cache tensors."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+from .artifact import Artifact
+from .host import check_host
+from .tvm_runtime import aligned_zeros, installed_version, load_runtime
+from .weights import ALIGNMENT, check_weights
+
+_CPU, _POOLED_ALLOCATOR = 1, 2
+_FUNCTIONS = ("_metadata", "forward", "commit")
+
+
+class Library:
+    """Loads an artifact's library and weights. See docs/artifact.md for the functions' arguments."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Raises UserError when the library was made for another machine or TVM, is damaged, or does not
+        match the weights."""
+        _check_compatible(artifact)
+        self._ffi = load_runtime()
+        try:
+            self._vm = self._ffi.load_module(str(artifact.library))["vm_load_executable"]()
+            self._vm["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+            metadata, self._forward, self._commit = (self._vm[name] for name in _FUNCTIONS)
+        except (RuntimeError, AttributeError) as error:
+            raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
+                            "rebuild the artifact with build.py") from None
+        self.metadata: dict[str, Any] = json.loads(metadata())
+        self._artifact = artifact
+        weights = check_weights(artifact.weights, self.metadata["params"], artifact.path)
+        self._params = self._ffi.convert([self._wrap(weight) for weight in weights])
+
+    def new_caches(self) -> Any:
+        """Zeroed cache tensors, one per layer, opaque to the caller."""
+        artifact = self._artifact
+        return self._ffi.convert([self._wrap(aligned_zeros(artifact.cache_shape, artifact.cache_dtype))
+                                  for _ in range(artifact.config.num_hidden_layers)])
+
+    def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
+                rows: np.ndarray, past: int, caches: Any) -> tuple[np.ndarray, list[np.ndarray]]:
+        """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E]; writes caches."""
+        tensors = [self._copy(array) for array in (ids, positions, visible, ancestors, rows)]
+        logits, scores = self._forward(*tensors, self._ffi.Shape([past]), caches, self._params)
+        return np.from_dlpack(logits), [np.from_dlpack(score) for score in scores]
+
+    def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
+        """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
+        self._commit(self._copy(idx), self._ffi.Shape([past]), caches)
+
+    def _wrap(self, array: np.ndarray) -> Any:
+        return self._ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+
+    def _copy(self, array: np.ndarray) -> Any:
+        aligned = aligned_zeros(array.shape, array.dtype.name)
+        aligned[...] = array
+        return self._wrap(aligned)
+
+
+def _check_compatible(artifact: Artifact) -> None:
+    rebuild = "rebuild it here with: python build.py --target cpu --model MODEL"
+    if artifact.target != "cpu":
+        raise UserError(f"{artifact.path}: built for target {artifact.target!r}, this runtime runs 'cpu'; {rebuild}")
+    check_host(artifact.host, artifact.path)
+    installed = installed_version()
+    if installed.split(".")[:2] != artifact.tvm_version.split(".")[:2]:
+        raise UserError(f"{artifact.path}: compiled by TVM {artifact.tvm_version}, installed is TVM {installed}; "
+                        f"install the former, or {rebuild}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -1,0 +1,91 @@
+"""Text to tokens and back, and a decoder for text that arrives token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer as HubTokenizer
+
+from blockffn_mlc.errors import UserError
+
+_REPLACEMENT = "\ufffd"
+_CONTEXT = 16  # tokens before the first streamed one that its spacing may depend on
+
+
+class Tokenizer:
+    """``tokenizer.json`` of an artifact."""
+
+    def __init__(self, backend: HubTokenizer) -> None:
+        self._backend = backend
+        self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Raises UserError when the file is missing (random-weight artifacts have none) or damaged."""
+        if not Path(path).is_file():
+            raise UserError(f"{path}: no such file: this artifact has no tokenizer; give token ids with --ids")
+        try:
+            return cls(HubTokenizer.from_file(str(path)))
+        except Exception as error:  # noqa: BLE001 - the tokenizers library raises nothing narrower
+            raise UserError(f"{path}: not a usable tokenizer ({error}); copy it again or rebuild the artifact") from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, without bos. Special tokens written in the text become their ids."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self._backend.decode(list(ids), skip_special_tokens=True)
+
+    def token(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; a placeholder for ids without a spelling."""
+        return self._backend.id_to_token(token_id) or f"<{token_id}>"
+
+    def is_silent(self, token_id: int) -> bool:
+        """Whether decoding leaves the token out: special ones and ids without a spelling."""
+        return token_id in self._special or self._backend.id_to_token(token_id) is None
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether the token stands for one raw byte (``<0xE4>``), part of a character spelled in bytes."""
+        token = self._backend.id_to_token(token_id) or ""
+        return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+
+class StreamDecoder:
+    """Text of tokens as they come. The pieces concatenate to what decoding all tokens at once adds to
+    the context's text, and no piece ends within a character."""
+
+    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
+        """``context``: the tokens before the first one, for spacing; their text is not returned."""
+        self._tokenizer = tokenizer
+        self._window = [token for token in context if not tokenizer.is_silent(token)][-_CONTEXT:]
+        self._emitted = len(self._stable(tokenizer.decode(self._window)))
+
+    def push(self, token_id: int) -> str:
+        """The text that ``token_id`` completes; empty while a character is incomplete."""
+        if self._tokenizer.is_silent(token_id):
+            return ""
+        self._window.append(token_id)
+        # A run of byte tokens is decoded as a whole: one invalid byte changes all of it.
+        if self._tokenizer.is_byte(token_id):
+            return ""
+        text = self._tokenizer.decode(self._window)
+        stable = self._stable(text)
+        piece, self._emitted = stable[self._emitted:], max(len(stable), self._emitted)
+        if stable == text and piece:
+            # Keep the last token for spacing: its text is what the next window has already emitted.
+            self._window = [token_id]
+            self._emitted = len(self._tokenizer.decode(self._window))
+        return piece
+
+    def finish(self) -> str:
+        """What is left when no more tokens come, incomplete characters as U+FFFD."""
+        text = self._tokenizer.decode(self._window)
+        piece, self._emitted = text[self._emitted:], len(text)
+        return piece
+
+    @staticmethod
+    def _stable(text: str) -> str:
+        # One trailing U+FFFD may be the beginning of a character; those before it are final.
+        return text.removesuffix(_REPLACEMENT)

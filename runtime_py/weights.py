@@ -1,0 +1,95 @@
+"""The weights of an artifact, memory-mapped and used in place (``tensor-cache.json``, MLC's layout)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+from .jsonfile import field, int_list, path_inside, read_json
+
+INDEX = "tensor-cache.json"
+ALIGNMENT = 64  # bytes: what compiled kernels assume of every tensor
+_DTYPES = ("float32", "float16", "uint32", "int32", "uint16", "int16", "uint8", "int8")
+
+
+def map_weights(folder: Path) -> dict[str, np.ndarray]:
+    """All weights by name, as views into privately mapped shards (copy on write, nothing is read yet).
+
+    Every record is checked first: shard sizes, tensor bounds, shapes, dtypes, alignment, unique
+    names. Raises UserError naming the file and tensor, with the expected and actual values.
+    """
+    index = folder / INDEX
+    weights: dict[str, np.ndarray] = {}
+    for shard in field(read_json(index), "records", list, index):
+        data = _map_shard(folder, shard, index)
+        for record in field(shard, "records", list, index):
+            name, tensor = _view(record, data, index)
+            if name in weights:
+                raise UserError(f"{index}: tensor {name!r} is recorded twice; rebuild the artifact")
+            weights[name] = tensor
+    return weights
+
+
+def check_weights(weights: dict[str, np.ndarray], params: list[dict[str, Any]], folder: Path) -> list[np.ndarray]:
+    """The weights in the order of the library's ``params`` metadata.
+
+    Raises UserError listing missing or surplus names, or naming the first tensor whose shape or
+    dtype differs from what the library was compiled for.
+    """
+    index = folder / INDEX
+    names = [field(param, "name", str, "_metadata") for param in params]
+    for kind, differing in (("missing", set(names) - set(weights)), ("surplus", set(weights) - set(names))):
+        if differing:
+            shown = ", ".join(sorted(differing)[:4]) + (", ..." if len(differing) > 4 else "")
+            raise UserError(f"{index}: {len(differing)} {kind} tensor(s): {shown}; weights and model library "
+                            "come from different builds: rebuild the artifact")
+    for name, param in zip(names, params, strict=True):
+        found, expected = (weights[name].dtype.name, list(weights[name].shape)), (param.get("dtype"), param.get("shape"))
+        if found != expected:
+            raise UserError(f"{index}: tensor {name!r}: the model library expects {expected[0]} {expected[1]}, "
+                            f"found {found[0]} {found[1]}; rebuild the artifact")
+    return [weights[name] for name in names]
+
+
+def _map_shard(folder: Path, shard: Any, index: Path) -> np.ndarray:
+    if not isinstance(shard, dict):
+        raise UserError(f"{index}: expected a list of shard objects in 'records', found {shard!r:.80}")
+    path = path_inside(folder, field(shard, "dataPath", str, index), index)
+    expected = field(shard, "nbytes", int, index)
+    try:
+        actual = path.stat().st_size
+        data = np.memmap(path, np.uint8, "c") if actual else np.empty(0, np.uint8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); {index.name} lists it: "
+                        "copy the whole artifact or rebuild it") from None
+    if actual != expected:
+        raise UserError(f"{path}: expected {expected} bytes, found {actual}; the file is "
+                        f"{'truncated' if actual < expected else 'too long'}: copy it again or rebuild the artifact")
+    return data
+
+
+def _view(record: Any, data: np.ndarray, index: Path) -> tuple[str, np.ndarray]:
+    if not isinstance(record, dict):
+        raise UserError(f"{index}: expected a list of tensor objects in 'records', found {record!r:.80}")
+    name = field(record, "name", str, index)
+    where = f"{index}: tensor {name!r}"
+    shape, dtype = int_list(record, "shape", where), field(record, "dtype", str, where)
+    offset, nbytes = field(record, "byteOffset", int, where), field(record, "nbytes", int, where)
+    if dtype not in _DTYPES:
+        raise UserError(f"{where}: field 'dtype': expected one of {', '.join(_DTYPES)}, found {dtype!r}")
+    if field(record, "format", str, where) != "raw":
+        raise UserError(f"{where}: field 'format': expected 'raw', found {record['format']!r}; "
+                        "this runtime maps weights in place: rebuild the artifact with build.py")
+    if nbytes != math.prod(shape) * np.dtype(dtype).itemsize:
+        raise UserError(f"{where}: {dtype} {shape} takes {math.prod(shape) * np.dtype(dtype).itemsize} bytes, "
+                        f"field 'nbytes' says {nbytes}")
+    if offset < 0 or offset + nbytes > data.size:
+        raise UserError(f"{where}: bytes {offset} to {offset + nbytes} lie outside its shard of {data.size} bytes")
+    if offset % ALIGNMENT:
+        raise UserError(f"{where}: offset {offset} is not a multiple of {ALIGNMENT}; rebuild the artifact with build.py")
+    return name, data[offset:offset + nbytes].view(dtype).reshape(shape)
