@@ -132,6 +132,8 @@ class BlockFFNConfig:
                 values[field.name] = _typed(raw[field.name], field.name, str(field.type), where)
             elif field.name in _REQUIRED:
                 raise UserError(f"{where}: field {field.name!r} is missing; it has no default")
+        if values.get("num_key_value_heads") == 0:
+            raise UserError(f"{where}: field 'num_key_value_heads': expected a positive integer, found 0")
         values["rope_scaling_factor"] = _rope_scaling_factor(raw, values, where)
         try:
             return cls(**values)
@@ -232,7 +234,7 @@ def _rope_scaling_factor(raw: dict[str, Any], values: dict[str, Any], where: str
     if scaling is None:
         # Configurations that this package wrote carry the factor itself.
         return values.get("rope_scaling_factor", 1.0)
-    kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else scaling
+    kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else None
     if kind == "dynamic":
         raise UserError(f"{where}: field 'rope_scaling': 'dynamic' scaling has no well-defined meaning with cached "
                         "keys; expected null or {'type': 'linear', 'factor': F}")

@@ -32,6 +32,10 @@ def locate_tensors(folder: Path) -> dict[str, TensorFile]:
 
 def _locate_sharded(index: Path, kind: type[SafetensorsFile | TorchFile]) -> dict[str, TensorFile]:
     weight_map = _read_weight_map(index)
+    for tensor, shard in weight_map.items():
+        if not (index.parent / shard).is_file():
+            raise UserError(f"{index}: tensor {tensor!r}: expected file {shard!r} in the same folder, found none; "
+                            "download the missing file")
     shards = {shard: kind(index.parent / shard) for shard in sorted(set(weight_map.values()))}
     for tensor, shard in weight_map.items():
         if tensor not in shards[shard].shapes:

@@ -33,6 +33,6 @@ def check_finite(values: np.ndarray, name: str, path: Path) -> None:
 
 def unreadable(path: Path, kind: str, error: Any) -> UserError:
     """The UserError for a file that is not a complete, well-formed ``kind`` file."""
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    reason = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
     return UserError(f"{path}: expected a complete {kind} file, found a truncated, corrupt or unreadable one "
                      f"({reason}); download or convert it again")

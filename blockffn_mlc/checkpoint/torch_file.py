@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import numpy as np
 
 from ..errors import UserError
 from .tensor_file import check_finite, unreadable
+
+_KIND = "PyTorch (torch.save, zip format)"
 
 
 class TorchFile:
@@ -20,6 +24,7 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._check_archive()
         tensors = self._load()
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.dtypes = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items()}
@@ -32,6 +37,17 @@ class TorchFile:
         check_finite(values, name, self.path)
         return values
 
+    def _check_archive(self) -> None:
+        """Raise UserError unless the file is a whole zip archive that can be mapped, that is, not compressed."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise unreadable(self.path, _KIND, error) from None
+        if compressed:
+            raise UserError(f"{self.path}: expected an uncompressed archive as torch.save writes it, found compressed "
+                            "entries; save the file anew with torch.save")
+
     def _load(self) -> dict[str, Any]:
         try:
             import torch
@@ -40,8 +56,11 @@ class TorchFile:
                             "run: pip install 'blockffn-mlc[torch]'") from None
         try:
             tensors = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except pickle.UnpicklingError:
+            raise UserError(f"{self.path}: expected only tensors, found other Python objects (refused, because loading "
+                            "them could run code) or a corrupt file; save it anew as a dictionary of tensors") from None
         except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-            raise unreadable(self.path, "PyTorch (torch.save, zip format, tensors only)", error) from None
+            raise unreadable(self.path, _KIND, error) from None
         if not isinstance(tensors, dict):
             raise UserError(f"{self.path}: expected a dictionary of tensors, found {type(tensors).__name__}")
         for name, value in tensors.items():
