@@ -15,7 +15,9 @@ class CpuTiles:
 
     ``lanes``: float32 lanes of a register. ``vectors``: registers per row of an output tile.
     ``token_tiles``: rows computed together, chosen by the number of tokens (ascending, first is 1).
-    ``value_vectors``: registers of attention output held at once. ``parallel_rows``: from this many
+    ``value_vectors``: registers of attention output held at once. ``key_tile``: keys scored together;
+    ``key_block``: keys copied to float32 at a time (a block of rows should fit the L1 cache or half of L2).
+    ``parallel_rows``: from this many
     rows on, a small per-row kernel is worth a parallel launch.
     """
 
@@ -23,6 +25,8 @@ class CpuTiles:
     vectors: int
     token_tiles: tuple[int, ...]
     value_vectors: int
+    key_tile: int = 4
+    key_block: int = 32
     parallel_rows: int = 16
 
     @property
