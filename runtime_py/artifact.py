@@ -12,7 +12,7 @@ import numpy as np
 from blockffn_mlc.config import BlockFFNConfig
 from blockffn_mlc.errors import UserError
 
-from .jsonfile import field, int_list, path_inside, positive, read_json
+from .jsonfile import int_list, path_inside, positive, read_json, required
 from .weights import map_weights
 
 CHAT_CONFIG = "mlc-chat-config.json"
@@ -49,26 +49,27 @@ class Artifact:
         if "blockffn" not in raw:
             raise UserError(f"{where}: field 'blockffn' is missing: this model folder was not written by "
                             "this project's build.py")
-        ours, model = field(raw, "blockffn", dict, where), field(raw, "model_config", dict, where)
-        version = field(ours, "format_version", int, where)
+        ours, model = required(raw, "blockffn", dict, where), required(raw, "model_config", dict, where)
+        version = required(ours, "format_version", int, where)
         if version != FORMAT_VERSION:
             raise UserError(f"{where}: field 'format_version': expected {FORMAT_VERSION}, found {version}; "
                             "rebuild the artifact with build.py")
-        library = path_inside(folder, field(ours, "library", str, where), where)
+        library = path_inside(folder, required(ours, "library", str, where), where)
         if not library.is_file():
-            raise UserError(f"{library}: no such file; {CHAT_CONFIG} names it as the model library: rebuild the artifact")
-        cache = field(ours, "cache", dict, where)
+            raise UserError(f"{library}: no such file; {CHAT_CONFIG} names it as the model library: "
+                            "copy the whole artifact or rebuild it")
+        cache = required(ours, "cache", dict, where)
         artifact = cls(
             path=folder,
             config=BlockFFNConfig.from_dict(model, str(where)),
             context_window_size=positive(model, "context_window_size", where),
             prefill_chunk_size=positive(model, "prefill_chunk_size", where),
             library=library,
-            target=field(ours, "target", str, where),
-            host=field(ours, "host", str, where),
-            tvm_version=field(ours, "tvm_version", str, where),
+            target=required(ours, "target", str, where),
+            host=required(ours, "host", str, where),
+            tvm_version=required(ours, "tvm_version", str, where),
             cache_shape=tuple(int_list(cache, "shape", where)),
-            cache_dtype=field(cache, "dtype", str, where),
+            cache_dtype=required(cache, "dtype", str, where),
             max_tree_nodes=positive(ours, "max_tree_nodes", where),
             chat_config=raw,
         )
@@ -94,4 +95,5 @@ class Artifact:
         if self.cache_dtype not in ("float32", "float16"):
             raise UserError(f"{where}: field 'cache.dtype': expected float32 or float16, found {self.cache_dtype!r}")
         if self.max_tree_nodes > MASK_BITS:
-            raise UserError(f"{where}: field 'max_tree_nodes': expected at most {MASK_BITS}, found {self.max_tree_nodes}")
+            raise UserError(f"{where}: field 'max_tree_nodes': expected at most {MASK_BITS}, "
+                            f"found {self.max_tree_nodes}")

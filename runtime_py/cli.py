@@ -25,16 +25,11 @@ python -m runtime_py COMMAND --help explains one command.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage leaves through argparse's SystemExit(2)."""
-    parser = _parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return 0
-    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
-        sys.stdout.reconfigure(errors="replace")
     try:
-        args.run(args)
-        sys.stdout.flush()
+        try:
+            _run(argv)
+        finally:
+            sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -46,6 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _run(argv: Sequence[str] | None) -> None:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
+        sys.stdout.reconfigure(errors="replace")
+    if args.command is None:
+        parser.print_help()
+    else:
+        args.run(args)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
-_KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", dict: "an object", list: "a list"}
+_KINDS = {int: "an integer", str: "a string", dict: "an object", list: "a list"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -24,20 +24,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def field(values: dict[str, Any], name: str, kind: type, where: str | Path) -> Any:
-    """``values[name]``, checked to be of ``kind`` (a bool is no int, an int is a float)."""
+def required(values: dict[str, Any], name: str, kind: type, where: str | Path) -> Any:
+    """``values[name]``, checked to be of ``kind`` (a bool is no int)."""
     if name not in values:
         raise UserError(f"{where}: field {name!r} is missing; expected {_KINDS[kind]}")
     value = values[name]
-    accepted = (int, float) if kind is float else kind
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+    if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{where}: field {name!r}: expected {_KINDS[kind]}, found {value!r:.80}")
     return value
 
 
 def positive(values: dict[str, Any], name: str, where: str | Path) -> int:
     """A field that must be a positive integer."""
-    value = field(values, name, int, where)
+    value = required(values, name, int, where)
     if value <= 0:
         raise UserError(f"{where}: field {name!r}: expected a positive integer, found {value}")
     return value
@@ -45,7 +44,7 @@ def positive(values: dict[str, Any], name: str, where: str | Path) -> int:
 
 def int_list(values: dict[str, Any], name: str, where: str | Path) -> list[int]:
     """A field that must be a list of non-negative integers (shapes, token ids)."""
-    items = field(values, name, list, where)
+    items = required(values, name, list, where)
     if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
         raise UserError(f"{where}: field {name!r}: expected a list of non-negative integers, found {items!r:.80}")
     return items

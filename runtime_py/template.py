@@ -9,8 +9,7 @@ from typing import Any, Protocol
 from blockffn_mlc.errors import UserError
 
 from .artifact import CHAT_CONFIG, Artifact
-from .jsonfile import field as json_field
-from .jsonfile import int_list, read_json
+from .jsonfile import int_list, read_json, required
 from .tokenizer import Tokenizer
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -42,7 +41,8 @@ def load_template(artifact: Artifact, tokenizer: Tokenizer) -> Template:
     config = read_json(path) if path.is_file() else {}
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
-        template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
     if isinstance(template, str):
         return JinjaTemplate(template, config, artifact, tokenizer)
     return InlineTemplate(artifact, tokenizer)
@@ -53,20 +53,20 @@ class InlineTemplate:
 
     def __init__(self, artifact: Artifact, tokenizer: Tokenizer) -> None:
         where = artifact.path / CHAT_CONFIG
-        values = json_field(artifact.chat_config, "conv_template", dict, where)
-        roles = json_field(values, "roles", dict, where)
-        seps = json_field(values, "seps", list, where)
+        values = required(artifact.chat_config, "conv_template", dict, where)
+        roles = required(values, "roles", dict, where)
+        seps = required(values, "seps", list, where)
         if not 1 <= len(seps) <= 2 or not all(isinstance(sep, str) for sep in seps):
             raise UserError(f"{where}: field 'seps': expected one or two strings, found {seps!r:.80}")
-        content_sep, empty_sep = (json_field(values, key, str, where) for key in ("role_content_sep", "role_empty_sep"))
-        system = json_field(values, "system_template", str, where).replace(
-            "{system_message}", json_field(values, "system_message", str, where))
+        content_sep, empty_sep = (required(values, key, str, where) for key in ("role_content_sep", "role_empty_sep"))
+        system = required(values, "system_template", str, where).replace(
+            "{system_message}", required(values, "system_message", str, where))
         bos = [artifact.config.bos_token_id]
         self._tokenizer = tokenizer
         self._opening = (int_list(values, "system_prefix_token_ids", where)
                          if values.get("system_prefix_token_ids") is not None else bos) + tokenizer.encode(system)
-        self._before = json_field(roles, "user", str, where) + content_sep
-        self._after = seps[0] + json_field(roles, "assistant", str, where) + empty_sep
+        self._before = required(roles, "user", str, where) + content_sep
+        self._after = seps[0] + required(roles, "assistant", str, where) + empty_sep
         self._end = tokenizer.encode(seps[-1])
         self.stop_ids = frozenset(int_list(values, "stop_token_ids", where)) | {*artifact.config.eos_token_id}
 

@@ -28,7 +28,7 @@ class Tokenizer:
         try:
             return cls(HubTokenizer.from_file(str(path)))
         except Exception as error:  # noqa: BLE001 - the tokenizers library raises nothing narrower
-            raise UserError(f"{path}: not a usable tokenizer ({error}); copy it again or rebuild the artifact") from None
+            raise UserError(f"{path}: not a usable tokenizer ({error}); copy it again") from None
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without bos. Special tokens written in the text become their ids."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .jsonfile import field, int_list, path_inside, read_json
+from .jsonfile import int_list, path_inside, read_json, required
 
 INDEX = "tensor-cache.json"
 ALIGNMENT = 64  # bytes: what compiled kernels assume of every tensor
@@ -25,9 +25,9 @@ def map_weights(folder: Path) -> dict[str, np.ndarray]:
     """
     index = folder / INDEX
     weights: dict[str, np.ndarray] = {}
-    for shard in field(read_json(index), "records", list, index):
+    for shard in required(read_json(index), "records", list, index):
         data = _map_shard(folder, shard, index)
-        for record in field(shard, "records", list, index):
+        for record in required(shard, "records", list, index):
             name, tensor = _view(record, data, index)
             if name in weights:
                 raise UserError(f"{index}: tensor {name!r} is recorded twice; rebuild the artifact")
@@ -42,14 +42,15 @@ def check_weights(weights: dict[str, np.ndarray], params: list[dict[str, Any]], 
     dtype differs from what the library was compiled for.
     """
     index = folder / INDEX
-    names = [field(param, "name", str, "_metadata") for param in params]
+    names = [required(param, "name", str, "_metadata") for param in params]
     for kind, differing in (("missing", set(names) - set(weights)), ("surplus", set(weights) - set(names))):
         if differing:
             shown = ", ".join(sorted(differing)[:4]) + (", ..." if len(differing) > 4 else "")
             raise UserError(f"{index}: {len(differing)} {kind} tensor(s): {shown}; weights and model library "
                             "come from different builds: rebuild the artifact")
     for name, param in zip(names, params, strict=True):
-        found, expected = (weights[name].dtype.name, list(weights[name].shape)), (param.get("dtype"), param.get("shape"))
+        tensor = weights[name]
+        found, expected = (tensor.dtype.name, list(tensor.shape)), (param.get("dtype"), param.get("shape"))
         if found != expected:
             raise UserError(f"{index}: tensor {name!r}: the model library expects {expected[0]} {expected[1]}, "
                             f"found {found[0]} {found[1]}; rebuild the artifact")
@@ -59,8 +60,8 @@ def check_weights(weights: dict[str, np.ndarray], params: list[dict[str, Any]], 
 def _map_shard(folder: Path, shard: Any, index: Path) -> np.ndarray:
     if not isinstance(shard, dict):
         raise UserError(f"{index}: expected a list of shard objects in 'records', found {shard!r:.80}")
-    path = path_inside(folder, field(shard, "dataPath", str, index), index)
-    expected = field(shard, "nbytes", int, index)
+    path = path_inside(folder, required(shard, "dataPath", str, index), index)
+    expected = required(shard, "nbytes", int, index)
     try:
         actual = path.stat().st_size
         data = np.memmap(path, np.uint8, "c") if actual else np.empty(0, np.uint8)
@@ -76,13 +77,13 @@ def _map_shard(folder: Path, shard: Any, index: Path) -> np.ndarray:
 def _view(record: Any, data: np.ndarray, index: Path) -> tuple[str, np.ndarray]:
     if not isinstance(record, dict):
         raise UserError(f"{index}: expected a list of tensor objects in 'records', found {record!r:.80}")
-    name = field(record, "name", str, index)
+    name = required(record, "name", str, index)
     where = f"{index}: tensor {name!r}"
-    shape, dtype = int_list(record, "shape", where), field(record, "dtype", str, where)
-    offset, nbytes = field(record, "byteOffset", int, where), field(record, "nbytes", int, where)
+    shape, dtype = int_list(record, "shape", where), required(record, "dtype", str, where)
+    offset, nbytes = required(record, "byteOffset", int, where), required(record, "nbytes", int, where)
     if dtype not in _DTYPES:
         raise UserError(f"{where}: field 'dtype': expected one of {', '.join(_DTYPES)}, found {dtype!r}")
-    if field(record, "format", str, where) != "raw":
+    if required(record, "format", str, where) != "raw":
         raise UserError(f"{where}: field 'format': expected 'raw', found {record['format']!r}; "
                         "this runtime maps weights in place: rebuild the artifact with build.py")
     if nbytes != math.prod(shape) * np.dtype(dtype).itemsize:
@@ -91,5 +92,5 @@ def _view(record: Any, data: np.ndarray, index: Path) -> tuple[str, np.ndarray]:
     if offset < 0 or offset + nbytes > data.size:
         raise UserError(f"{where}: bytes {offset} to {offset + nbytes} lie outside its shard of {data.size} bytes")
     if offset % ALIGNMENT:
-        raise UserError(f"{where}: offset {offset} is not a multiple of {ALIGNMENT}; rebuild the artifact with build.py")
+        raise UserError(f"{where}: offset {offset} is not a multiple of {ALIGNMENT}; rebuild the artifact")
     return name, data[offset:offset + nbytes].view(dtype).reshape(shape)

@@ -14,9 +14,11 @@ from ..sampling import Sampling
 
 def add_command(subparsers: Any, name: str, summary: str, run: Any, details: str = "") -> argparse.ArgumentParser:
     """A sub-command with the arguments every command has."""
-    parser = subparsers.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}".strip())
+    description = f"{summary[0].upper()}{summary[1:]}. {details}"
+    parser = subparsers.add_parser(name, help=summary, description=description)
     parser.add_argument("artifact", help="folder written by build.py")
-    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: one per physical core)")
+    parser.add_argument("--threads", type=positive_int, metavar="N",
+                        help="CPU threads (default: one per physical core)")
     parser.set_defaults(run=run)
     return parser
 

@@ -18,7 +18,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--logits", metavar="OUT.npy", help="write float32 [T, V]: row t predicts token t + 1")
     parser.add_argument("--router", metavar="OUT.npy", help="write float32 [L, T, E]: scores after the router's norm, "
                         "0 for inactive experts")
-    parser.add_argument("--chunk", type=positive_int, metavar="N", help="tokens at a time (results do not depend on it)")
+    parser.add_argument("--chunk", type=positive_int, metavar="N",
+                        help="tokens at a time; results do not depend on it")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 

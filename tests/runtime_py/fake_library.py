@@ -24,8 +24,8 @@ class FakeLibrary:
 
     def forward(self, ids, positions, visible, ancestors, rows, past, caches):
         n = len(ids)
-        for array, shape in ((ids, (n,)), (positions, (n,)), (visible, (n,)), (ancestors, (n, 2)), (rows, (len(rows),))):
-            assert array.dtype == np.int32 and array.shape == shape
+        assert {array.dtype.name for array in (ids, positions, visible, ancestors, rows)} == {"int32"}
+        assert ids.shape == positions.shape == visible.shape == (n,) and ancestors.shape == (n, 2) and rows.ndim == 1
         assert 1 <= n <= self.artifact.prefill_chunk_size and len(rows) >= 1
         assert past + n <= self.slots and positions.max() < self.artifact.context_window_size
         self.calls.append((n, len(rows)))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import CHUNK, WINDOW
+from toy import CHUNK, WINDOW
 
 from blockffn_mlc.errors import UserError
 

@@ -1,9 +1,9 @@
 """Streamed text is whole characters, and together exactly what decoding everything gives."""
 
 import pytest
-from conftest import byte_fallback_tokenizer, byte_level_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy import byte_fallback_tokenizer, byte_level_tokenizer
 
 from blockffn_mlc.errors import UserError
 from runtime_py.tokenizer import StreamDecoder, Tokenizer

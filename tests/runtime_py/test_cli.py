@@ -1,0 +1,195 @@
+"""The command line: results on stdout, everything else on stderr, exit codes 0, 1, 2."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from toy import WINDOW, write_artifact
+
+from runtime_py import GREEDY
+from runtime_py.cli import main
+from runtime_py.commands.chat import HELP
+from runtime_py.conversation import Conversation
+from runtime_py.engine import Engine
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run(artifact_folder, fake_library, capsys, monkeypatch):
+    """run(command, *options, stdin=...) -> (exit code, stdout, stderr)."""
+    def run(command, *options, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = main([command, str(artifact_folder), *map(str, options)])
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture
+def ids_file(tmp_path):
+    (tmp_path / "ids.json").write_text(json.dumps(list(range(3, 40))))
+    return tmp_path / "ids.json"
+
+
+def python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_alone_it_explains_itself():
+    result = python("-m", "runtime_py")
+    assert result.returncode == 0 and result.stderr == ""
+    assert all(word in result.stdout for word in ("generate", "score", "inspect", "chat", "build.py"))
+
+
+@pytest.mark.parametrize("line", ["generate", "generate x", "nonsense", "score x --ids a --text-file b",
+                                  "generate x --prompt a --max-tokens 0", "generate x --prompt a --temperature hot"])
+def test_wrong_usage_exits_with_2(line, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(line.split())
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == "" and "usage:" in err
+
+
+def test_bad_input_is_one_sentence_and_exits_with_1(tmp_path):
+    result = python("-m", "runtime_py", "generate", str(tmp_path / "none"), "--prompt", "x")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr.startswith("error: ") and len(result.stderr.splitlines()) == 1
+
+
+def test_neither_torch_nor_the_compiler_is_imported(tmp_path):
+    """Loads TVM's runtime for real; only the library file is refused."""
+    write_artifact(tmp_path / "toy")
+    code = ("import sys\nfrom runtime_py import Engine\nfrom runtime_py.cli import main\n"
+            f"assert main(['generate', {str(tmp_path / 'toy')!r}, '--prompt', 'x']) == 1\n"
+            "found = {'tvm_ffi', 'torch', 'tvm', 'matplotlib'} & set(sys.modules)\nassert found == {'tvm_ffi'}, found")
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "not a usable model library" in result.stderr
+
+
+def test_torch_can_still_be_imported_afterwards():
+    pytest.importorskip("torch")
+    code = "from runtime_py.tvm_runtime import load_runtime\nload_runtime()\nimport torch\ntorch.zeros(1)"
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+def test_generate_streams_text_and_reports_on_stderr(run, artifact_folder):
+    code, out, err = run("generate", "--prompt", "the", "--max-tokens", 5)
+    generation = Engine.load(artifact_folder).generate("the", 5)
+    list(generation)
+    assert code == 0 and out == generation.text + "\n"
+    assert "prefill 2 tokens" in err and "decode 5 tokens" in err and "peak memory" in err
+
+
+def test_generate_json(run, artifact_folder, tmp_path):
+    (tmp_path / "p.txt").write_text("the", encoding="utf-8")
+    code, out, err = run("generate", "--prompt-file", tmp_path / "p.txt", "--max-tokens", 5, "--json",
+                         "--temperature", 2, "--seed", 3)
+    found = json.loads(out)
+    assert code == 0 and err == ""
+    assert set(found) == {"artifact", "text", "ids", "finish_reason", "prompt_tokens", "generated_tokens",
+                          "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "peak_memory_bytes",
+                          "load_s", "threads", "sampling"}
+    assert len(found["ids"]) == found["generated_tokens"] == 5 and found["artifact"] == "toy"
+    assert found["sampling"]["seed"] == 3 and found["sampling"]["temperature"] == 2
+
+
+def test_the_seed_drawn_for_the_user_repeats_the_text(run):
+    found = json.loads(run("generate", "--prompt", "the", "--max-tokens", 8, "--temperature", 3, "--json")[1])
+    again = json.loads(run("generate", "--prompt", "the", "--max-tokens", 8, "--temperature", 3, "--json",
+                           "--seed", found["sampling"]["seed"])[1])
+    assert again["ids"] == found["ids"]
+
+
+def test_generate_takes_ids_as_they_are_without_a_tokenizer(run, artifact_folder, ids_file):
+    (artifact_folder / "tokenizer.json").unlink()
+    code, out, _ = run("generate", "--ids", ids_file, "--max-tokens", 3)
+    generation = Engine.load(artifact_folder).generate(list(range(3, 40)), 3)
+    assert code == 0 and out.split() == [str(token.id) for token in generation]
+    code, out, err = run("generate", "--prompt", "x")
+    assert code == 1 and "has no tokenizer; give token ids with --ids" in err
+
+
+def test_overflow_is_an_error_before_output(run):
+    code, out, err = run("generate", "--prompt", "the", "--max-tokens", WINDOW)
+    assert code == 1 and out == "" and f"context window of {WINDOW} tokens" in err
+
+
+@pytest.mark.parametrize("chunk", [[], ["--chunk", 5]])
+def test_score_writes_arrays_and_prints_perplexity(run, artifact_folder, ids_file, tmp_path, chunk):
+    outputs = ["--logits", tmp_path / "l.npy", "--router", tmp_path / "r.npy"]
+    code, out, _ = run("score", "--ids", ids_file, *outputs, *chunk)
+    expected = Engine.load(artifact_folder).score(list(range(3, 40)))
+    np.testing.assert_array_equal(np.load(tmp_path / "l.npy"), expected.logits)
+    np.testing.assert_array_equal(np.load(tmp_path / "r.npy"), expected.router_scores)
+    assert code == 0 and out == f"perplexity {expected.perplexity:.4f} over 36 predicted tokens\n"
+
+
+def test_score_json_and_a_single_token(run, tmp_path):
+    (tmp_path / "t.txt").write_text("the the", encoding="utf-8")
+    found = json.loads(run("score", "--text-file", tmp_path / "t.txt", "--json")[1])
+    assert found["tokens"] == found["predicted"] + 1 and found["perplexity"] > 1
+    (tmp_path / "one.json").write_text("[5]")
+    assert "n/a" in run("score", "--ids", tmp_path / "one.json")[1]
+    assert json.loads(run("score", "--ids", tmp_path / "one.json", "--json")[1])["perplexity"] is None
+
+
+def test_inspect_json_equals_the_router_scores(run, artifact_folder, ids_file):
+    found = json.loads(run("inspect", "--ids", ids_file, "--json")[1])
+    active = Engine.load(artifact_folder).score(list(range(3, 40))).router_scores != 0
+    assert found["active"] == active.sum(-1).tolist() and found["experts"] == 12
+    assert found["tls"] == pytest.approx(1 - active.mean()) and found["cls_8"] <= found["tls"]
+    assert [layer["max_active"] for layer in found["layers"]] == active.sum(-1).max(-1).tolist()
+    some = json.loads(run("inspect", "--ids", ids_file, "--json", "--threshold", 3)[1])
+    assert np.sum(some["active"]) < np.sum(found["active"])
+
+
+def test_inspect_prints_tables_and_plots(run, tmp_path):
+    code, out, err = run("inspect", "--prompt", "the ing", "--plot", tmp_path / "a.html")
+    assert code == 0 and "TLS" in out and "CLS_32" in out and "n/a" in out and "all" in out
+    assert "wrote" in err and (tmp_path / "a.html").is_file()
+    code, out, err = run("inspect", "--prompt", "the", "--plot", tmp_path / "a.gif")
+    assert code == 1 and out == "" and ".png or .html" in err
+
+
+def test_chat_talks_and_obeys_commands(run, engine):
+    lines = ["/help", "/stats", "/set temperature 0", "/set max_tokens 4", "the", "/stats", "in", "/set top_p 7",
+             "/set nothing 1", "/set top_k x", "/nonsense", "/set", "", "x" * 200, "/reset", "/stats", "/exit", "in"]
+    code, out, err = run("chat", stdin="\n".join(lines) + "\n")
+    assert code == 0 and HELP in out and "no answer yet" in out and "decode 4 tokens" in out
+    assert "temperature 0.0, top_p 0.9, top_k 0, repetition_penalty 1.0, seed None, max_tokens 4\n" in out
+    expected = Conversation(engine)
+    for question in ("the", "in"):
+        answer = expected.ask(question, GREEDY, 4)
+        list(answer)
+        assert f"\n{answer.text}\n" in out
+    for complaint in ("top_p: expected", "unknown setting 'nothing'", "top_k: expected a number",
+                      "unknown command '/nonsense'", "do not fit into the context window"):
+        assert complaint in err
+    held = 1 + len(engine.tokenizer.encode("<U>the<A>")) + 3
+    assert f"context {held} of {WINDOW} tokens" in out and f"context 0 of {WINDOW} tokens" in out
+
+
+def test_chat_starts_from_the_artifacts_defaults_and_ends_with_the_input(run):
+    code, out, _ = run("chat", "--top-p", "0.5", "--seed", 1, stdin="/set\n")
+    assert code == 0 and "temperature 0.8, top_p 0.5" in out and "seed 1" in out
+
+
+def test_a_closed_pipe_and_ctrl_c_end_quietly(artifact_folder, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr("runtime_py.commands.generate.Engine.load", interrupted)
+    assert main(["generate", str(artifact_folder), "--prompt", "x"]) == 130
+    assert capsys.readouterr().err.strip() == "interrupted"
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([sys.executable, "-m", "runtime_py", "--help"], cwd=ROOT, stdout=write,
+                            stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert result.stderr == ""
