@@ -83,9 +83,9 @@ def report(summary: dict[str, Any], arguments: argparse.Namespace) -> None:
             print(f"{name.replace('_', ' '):16}{', '.join(value) if isinstance(value, list) else value}")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 1 for bad input, 2 for a wrong command line, 130 when interrupted."""
-    arguments = parse_arguments()
+    arguments = parse_arguments(argv)
     try:
         run(arguments)
     except UserError as error:

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from targets.base import Target
-
 from . import chat_config
 from .compile import Graph, build_graph, compile_graph, planned_bytes
 from .config import BlockFFNConfig
@@ -23,6 +21,7 @@ from .layers import Build
 from .progress import Progress
 from .quantization import quantization
 from .shards import Shard, Source, fingerprint, plan_shards, write_shards
+from .target import Target
 
 DEFAULT_PREFILL_CHUNK = 512
 _LOCK = ".lock"

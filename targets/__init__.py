@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from blockffn_mlc.errors import UserError
+from blockffn_mlc.target import Target
 
-from .base import Target
 from .cpu import cpu_target
 
 __all__ = ["TARGETS", "Target", "find_target"]

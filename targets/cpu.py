@@ -10,9 +10,8 @@ from tvm.target import codegen
 
 import schedules.cpu
 from blockffn_mlc.errors import UserError
+from blockffn_mlc.target import Target
 from schedules.tiles import CPU_TILES
-
-from .base import Target
 
 _X86_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma", "f16c")
 
