@@ -59,7 +59,7 @@ class Library:
         return self._ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
 
     def _copy(self, array: np.ndarray) -> Any:
-        aligned = aligned_zeros(array.shape, array.dtype.name)
+        aligned = aligned_zeros(array.shape, array.dtype)
         aligned[...] = array
         return self._wrap(aligned)
 

@@ -56,7 +56,7 @@ def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] 
         probs = np.zeros(len(scores))
         probs[np.argmax(scores)] = 1
         return probs
-    scores = scores / sampling.temperature
+    scores = np.divide(scores, sampling.temperature, dtype=np.float64)
     if 0 < sampling.top_k < len(scores):
         kth = np.partition(scores, -sampling.top_k)[-sampling.top_k]
         scores[scores < kth] = -np.inf  # tokens as likely as the k-th stay
@@ -85,10 +85,12 @@ class Sampler:
 
 
 def _penalised(logits: np.ndarray, penalty: float, history: Iterable[int]) -> np.ndarray:
+    """``logits`` themselves without a penalty, else a float64 copy."""
+    if penalty == 1:
+        return logits
     scores = logits.astype(np.float64)
-    if penalty != 1:
-        seen = np.fromiter(set(history), np.int64)
-        scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    seen = np.fromiter(set(history), np.int64)
+    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
     return scores
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.metadata
 import importlib.util
+import math
 import os
 import sys
 from pathlib import Path
@@ -75,9 +76,9 @@ def physical_cores() -> int:
     return len(cores)
 
 
-def aligned_zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+def aligned_zeros(shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:
     """A zeroed array whose memory starts at a multiple of 64 bytes, as compiled kernels expect."""
-    nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.zeros(nbytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start:start + nbytes].view(dtype).reshape(shape)

@@ -64,17 +64,21 @@ def _print_tables(active: np.ndarray, tokens: list[str], total: Sparsity, layers
                       *("n/a" if share is None else f"{share:.1%}" for share in (row.tls, *row.cls.values())))
     console.print(table)
 
+    shown = tokens[:_SHOWN_TOKENS]
+    if max(map(len, shown)) + 4 * len(layers) + 3 > console.width:
+        note("the terminal is too narrow for a column per layer: see --json or --plot for single tokens")
+        return
     console.print("Active experts per token and layer")
     table = Table(padding=(0, 0))
     table.add_column("token", no_wrap=True)
     for layer in range(len(layers)):
         table.add_column(str(layer), justify="right", min_width=3)
     counts = active.sum(axis=-1).T
-    for token, row in zip(tokens[:_SHOWN_TOKENS], counts.tolist()):
+    for token, row in zip(shown, counts.tolist()):
         table.add_row(Text(token), *(Text(str(n), _shade(n / active.shape[-1])) for n in row))
     console.print(table)
-    if len(tokens) > _SHOWN_TOKENS:
-        note(f"{len(tokens) - _SHOWN_TOKENS} more tokens: see --json or --plot")
+    if len(tokens) > len(shown):
+        note(f"{len(tokens) - len(shown)} more tokens: see --json or --plot")
 
 
 def _shade(share: float) -> str:

@@ -1,0 +1,145 @@
+"""The real thing: a compiled model against the original implementation's logits and router scores."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import build as compiler
+from blockffn_mlc.errors import UserError
+from runtime_py import Engine
+from runtime_py.weights import map_weights
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "mla_block"
+PARENTS = [-1, 0, 0, 1, 1, 2, 3, 5, -1]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compiled") / "golden"
+    assert compiler.main(["--model", str(GOLDEN), "--quantization", "q0f32", "-o", str(folder), "-q"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(compiled):
+    return Engine.load(compiled)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(GOLDEN / "expected.npz") as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+@pytest.fixture(scope="module")
+def ids(golden):
+    return golden["ids"][0].tolist()
+
+
+def nmse(found, expected):
+    return np.sum((found.astype(np.float64) - expected) ** 2) / np.sum(expected.astype(np.float64) ** 2)
+
+
+@pytest.mark.parametrize("chunk", [None, 7, 1])
+def test_scores_equal_the_original_implementation(engine, golden, ids, chunk):
+    score = engine.score(ids, chunk)
+    assert nmse(score.logits, golden["logits"]) <= 1e-9
+    assert nmse(score.router_scores, golden["router_scores"]) <= 1e-9
+    assert ((score.router_scores != 0) == (golden["router_scores"] != 0)).all()
+
+
+def test_tree_nodes_commit_and_rollback_are_bit_identical_to_plain_decoding(engine, ids):
+    whole = engine.score(ids)
+    session = engine.session()
+    session.extend(ids[:20])
+    nodes = [ids[20 + i] for i in range(len(PARENTS))]
+    nodes[0], nodes[2], nodes[5], nodes[7] = ids[20:24]  # the path 0, 2, 5, 7 is what really follows
+    output = session.tree(nodes, PARENTS)
+    for position, node in enumerate((0, 2, 5, 7)):
+        np.testing.assert_array_equal(output.logits[node], whole.logits[20 + position])
+        np.testing.assert_array_equal(output.router_scores[:, node], whole.router_scores[:, 20 + position])
+    session.commit([0, 2, 5, 7])
+    np.testing.assert_array_equal(session.extend(ids[24:26]), whole.logits[25])
+    session.rollback(22)
+    np.testing.assert_array_equal(session.extend(ids[22:]), whole.logits[-1])
+
+
+def test_sessions_do_not_disturb_each_other(engine, ids):
+    expected = engine.score(ids).logits[-1]
+    one, other = engine.session(), engine.session()
+    one.extend(ids[:30])
+    other.extend(ids[::-1])
+    np.testing.assert_array_equal(one.extend(ids[30:]), expected)
+
+
+def test_greedy_generation_equals_teacher_forcing(engine, ids):
+    prompt = ids[:12]
+    generation = engine.generate(prompt, max_tokens=24)
+    list(generation)
+    logits = engine.score([*prompt, *generation.ids]).logits
+    assert generation.ids == np.argmax(logits[len(prompt) - 1:-1], axis=-1).tolist()
+
+
+def test_weights_and_caches_are_used_in_place(engine):
+    """The library reads the mapped files themselves, and writes caches that sessions own."""
+    weights = list(engine.artifact.weights.values())
+    params = [np.from_dlpack(tensor) for tensor in engine.library._params]
+    assert sorted(w.ctypes.data for w in weights) == sorted(p.ctypes.data for p in params)
+    session = engine.session()
+    caches = [np.from_dlpack(cache) for cache in session._caches]
+    assert not any(cache.any() for cache in caches)
+    session.extend([5, 6, 7])
+    assert all(cache[:3].any() and not cache[3:].any() for cache in caches)
+
+
+def copy(compiled, tmp_path):
+    return Path(shutil.copytree(compiled, tmp_path / "copy"))
+
+
+def test_a_truncated_shard_is_refused_before_the_model_runs(compiled, tmp_path):
+    folder = copy(compiled, tmp_path)
+    shard = folder / "params_shard_0.bin"
+    size = shard.stat().st_size
+    with shard.open("r+b") as file:
+        file.truncate(size - 4096)
+    with pytest.raises(UserError, match=f"params_shard_0.bin: expected {size} bytes, found {size - 4096}"):
+        Engine.load(folder)
+
+
+@pytest.mark.parametrize("change", ["name", "shape"])
+def test_weights_of_another_build_are_refused(compiled, tmp_path, change):
+    folder = copy(compiled, tmp_path)
+    index = json.loads((folder / "tensor-cache.json").read_text())
+    record = next(r for r in index["records"][0]["records"] if len(r["shape"]) == 2 and r["shape"][0] != r["shape"][1])
+    record[change] = record["name"] + "x" if change == "name" else record["shape"][::-1]
+    (folder / "tensor-cache.json").write_text(json.dumps(index))
+    assert len(map_weights(folder)) == sum(len(shard["records"]) for shard in index["records"])
+    with pytest.raises(UserError, match="rebuild the artifact"):
+        Engine.load(folder)
+
+
+def test_the_command_line_runs_without_torch_and_without_the_compiler(compiled, tmp_path, ids):
+    (tmp_path / "ids.json").write_text(json.dumps(ids))
+    code = ("import sys\nfrom runtime_py.cli import main\n"
+            f"assert main(['score', {str(compiled)!r}, '--ids', {str(tmp_path / 'ids.json')!r}, '--json']) == 0\n"
+            "assert not {'torch', 'tvm'} & set(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["predicted"] == len(ids) - 1
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_results_do_not_depend_on_the_number_of_threads(compiled, engine, tmp_path, ids, threads):
+    np.save(tmp_path / "ids.npy", np.array(ids))
+    command = ["score", str(compiled), "--ids", str(tmp_path / "ids.npy"), "--logits", str(tmp_path / "logits.npy"),
+               "--threads", str(threads)]
+    result = subprocess.run([sys.executable, "-m", "runtime_py", *command], cwd=ROOT, capture_output=True, text=True,
+                            timeout=120)
+    assert result.returncode == 0, result.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), engine.score(ids).logits)
