@@ -13,7 +13,6 @@ from typing import Any
 from blockffn_mlc.builder import build_artifact, make_plan
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.progress import Progress
-from blockffn_mlc.quantization import QUANTIZATIONS
 from blockffn_mlc.sources import DEMO, open_model
 from targets import TARGETS, find_target
 
@@ -25,7 +24,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEMO, metavar="M",
                         help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
                              "NAME one of small, medium, large, xlarge, 3b")
-    parser.add_argument("--quantization", metavar="Q", help=f"weight format: {', '.join(QUANTIZATIONS)} "
+    parser.add_argument("--quantization", metavar="Q", help="weight format, in MLC's names "
                         "(default: q0f32 for the demo, q0f16 otherwise)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="artifact folder (default: dist/MODEL-Q-T)")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")

@@ -14,22 +14,23 @@ class BlockFFN(nn.Module):
 
     def __init__(self, build: Build, prefix: str) -> None:
         c, self.config = build.config, build.config
-        kernels, tiles, dtype = build.kernels, build.tiles, build.quantization.weight_dtype
+        kernels, tiles, weight_format = build.kernels, build.tiles, build.quantization.weight_format
         model_dtype = build.quantization.model_dtype
         experts, size, hidden = c.num_experts, c.expert_size, c.hidden_size
         up, down = f"{prefix}.up_proj", f"{prefix}.down_proj"
-        self.router_proj = Linear(build, "router_proj", hidden, experts, [f"{prefix}.router_proj"], dtype=model_dtype)
+        self.router_proj = Linear(build, "router_proj", hidden, experts, [f"{prefix}.router_proj"],
+                                  weight_format=model_dtype)
         self.router_norm_weight = None
         if c.norm_after_router == "rms":
             self.router_norm_weight = vector_parameter(build, [f"{prefix}.router_norm.weight"], experts)
-        self.up_proj = matrix_parameter((experts, size, hidden), dtype, tiles.expert_tile(size), up,
+        self.up_proj = matrix_parameter((experts, size, hidden), weight_format, tiles.expert_tile(size), up,
                                         lambda checkpoint: checkpoint.read(up))
-        self.down_proj = matrix_parameter((experts, hidden, size), dtype, tiles.output_tile, down,
+        self.down_proj = matrix_parameter((experts, hidden, size), weight_format, tiles.output_tile, down,
                                           lambda checkpoint: checkpoint.read(down))
         self.router = kernels.router(tiles, experts, c.norm_after_router, c.rms_norm_eps, c.norm_scale, model_dtype)
         self.union, self.all_experts = kernels.union(experts), kernels.union(experts, dense=True)
-        self.sparse_up = kernels.sparse_up(tiles, experts, hidden, size, dtype)
-        self.sparse_down = kernels.sparse_down(tiles, experts, hidden, size, dtype, c.residual_scale)
+        self.sparse_up = kernels.sparse_up(tiles, experts, hidden, size, weight_format)
+        self.sparse_down = kernels.sparse_down(tiles, experts, hidden, size, weight_format, c.residual_scale)
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor, dense: bool) -> tuple[nn.Tensor, nn.Tensor]:
         """x, residual f32 [n, H] -> (y f32 [n, H], scores f32 [n, E]). ``dense`` computes every expert."""

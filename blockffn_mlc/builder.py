@@ -62,7 +62,8 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
             ("--prefill-chunk", chunk, context, "the context window")):
         if not 0 < value <= limit:
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
-    build = Build(config, quantization(quantization_name), target.kernels, target.tiles, context, chunk)
+    build = Build(config, quantization(quantization_name, target.name, target.kernels.FORMATS),
+                  target.kernels, target.tiles, context, chunk)
     graph = build_graph(build)
     library = f"lib/blockffn-{build.quantization.name}-{target.name}{target.library_suffix}"
     return Plan(build, target, graph, plan_shards(graph.parameters), library)

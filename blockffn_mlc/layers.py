@@ -13,7 +13,7 @@ import tvm
 import tvm.relax.frontend.nn as nn
 from tvm.relax.frontend.nn import op
 
-from schedules.layout import pack_rows, tile_count
+from schedules.layout import pack_rows, stored_shape
 from schedules.tiles import CpuTiles
 
 from .config import BlockFFNConfig
@@ -53,17 +53,15 @@ def vector_parameter(build: Build, names: Sequence[str], width: int) -> nn.Param
     return parameter((width,), dtype, read)
 
 
-def matrix_parameter(shape: Sequence[int], dtype: str, tile: int, name: str,
+def matrix_parameter(shape: Sequence[int], weight_format: str, tile: int, name: str,
                      read_rows: Callable[[Any], np.ndarray]) -> nn.Parameter:
     """A packed matrix: ``read_rows(checkpoint)`` gives the logical [..., out, in] of ``shape``."""
-    *outer, outputs, inputs = shape
-
     def read(checkpoint: Any) -> np.ndarray:
         rows = read_rows(checkpoint)
-        check_range(rows, dtype, name)
-        return pack_rows(rows, tile, dtype)
+        check_range(rows, weight_format, name)
+        return pack_rows(rows, tile, weight_format)
 
-    return parameter((*outer, tile_count(outputs, tile), inputs, tile), dtype, read)
+    return parameter(*stored_shape(weight_format, shape, tile), read)
 
 
 def call(func: tvm.tirx.PrimFunc, name: str, args: Sequence[Any], *outputs: tuple[Sequence[Any], str]) -> Any:
@@ -80,19 +78,19 @@ class Linear(nn.Module):
     """
 
     def __init__(self, build: Build, name: str, inputs: int, outputs: int, names: Sequence[str] = (), *,
-                 groups: int = 1, dtype: str = "", bias: bool = False, read: Callable[[Any], np.ndarray] | None = None,
-                 **kernel_options: Any) -> None:
+                 groups: int = 1, weight_format: str = "", bias: bool = False,
+                 read: Callable[[Any], np.ndarray] | None = None, **kernel_options: Any) -> None:
         self.name, self.outputs = name, groups * outputs
-        dtype = dtype or build.quantization.weight_dtype
+        weight_format = weight_format or build.quantization.weight_format
 
         def stacked(checkpoint: Any) -> np.ndarray:
             parts = [checkpoint.read(f"{name}.weight") for name in names]
             return (parts[0] if len(parts) == 1 else np.concatenate(parts))[None]
 
-        self.weight = matrix_parameter((groups, outputs, inputs), dtype, build.tiles.output_tile,
+        self.weight = matrix_parameter((groups, outputs, inputs), weight_format, build.tiles.output_tile,
                                        names[0] if names else name, read or stacked)
         self.bias = vector_parameter(build, [f"{name}.bias" for name in names], outputs) if bias else None
-        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, dtype, groups=groups, bias=bias,
+        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, weight_format, groups=groups, bias=bias,
                                            **kernel_options)
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor | None = None) -> nn.Tensor:
@@ -120,12 +118,12 @@ class Embedding(nn.Module):
     def __init__(self, build: Build) -> None:
         config = build.config
         name = "model.embed_tokens.weight"
-        dtype = build.quantization.weight_dtype
+        weight_format = build.quantization.weight_format
         self.width, self.vocab = config.hidden_size, config.vocab_size
-        self.weight = matrix_parameter((1, self.vocab, self.width), dtype, build.tiles.output_tile, name,
+        self.weight = matrix_parameter((1, self.vocab, self.width), weight_format, build.tiles.output_tile, name,
                                        lambda checkpoint: checkpoint.read(name)[None])
-        self.kernel = build.kernels.embedding(build.tiles, self.vocab, self.width, dtype, config.scale_emb)
-        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, dtype)
+        self.kernel = build.kernels.embedding(build.tiles, self.vocab, self.width, weight_format, config.scale_emb)
+        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, weight_format)
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
         return call(self.kernel, "embedding", [ids, self.weight], ((ids.shape[0], self.width), "float32"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,27 +12,32 @@ from .errors import UserError
 
 @dataclass(frozen=True)
 class Quantization:
-    """``weight_dtype``: matrices. ``model_dtype``: everything else (norms, biases, router).
-    ``cache_dtype``: keys and values. Half precision is storage only; arithmetic is float32.
-    ``group_size``: inputs that share a scale, 0 when weights are not quantised."""
+    """``weight_format``: how matrices are stored (schedules.layout). ``model_dtype``: norms, biases, router.
+    ``cache_dtype``: keys and values. Half precision is storage only; arithmetic is float32."""
 
     name: str
-    weight_dtype: str
+    weight_format: str
     model_dtype: str
     cache_dtype: str
-    group_size: int = 0
 
 
 QUANTIZATIONS = {
     "q0f32": Quantization("q0f32", "float32", "float32", "float32"),
     "q0f16": Quantization("q0f16", "float16", "float16", "float16"),
+    "q4f16_1": Quantization("q4f16_1", "q4f16_1", "float16", "float16"),
+    "q4f32_1": Quantization("q4f32_1", "q4f32_1", "float32", "float16"),
 }
 
 
-def quantization(name: str) -> Quantization:
-    """Look a format up by name; raises UserError with the formats there are."""
-    if name not in QUANTIZATIONS:
-        raise UserError(f"--quantization {name}: unknown format; choose one of {', '.join(QUANTIZATIONS)}")
+def quantization(name: str, target: str, formats: Collection[str]) -> Quantization:
+    """Look a quantisation up by name, for a target whose kernels read ``formats``.
+
+    Raises UserError with the names to choose from.
+    """
+    usable = [other.name for other in QUANTIZATIONS.values() if other.weight_format in formats]
+    if name not in usable:
+        reason = f"target {target} has no kernels for it" if name in QUANTIZATIONS else "unknown format"
+        raise UserError(f"--quantization {name}: {reason}; choose one of {', '.join(usable)}")
     return QUANTIZATIONS[name]
 
 

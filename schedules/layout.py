@@ -1,9 +1,30 @@
-"""Order of weights in memory. A linear weight [out, in] is stored as [ceil(out/tile), in, tile]:
-a kernel computes ``tile`` outputs at once from one contiguous stream. Padding rows are zero."""
+"""Order of weights in memory, by format.
+
+"float32", "float16": a matrix [out, in] is stored as [ceil(out/tile), in, tile]; a kernel computes ``tile``
+outputs at once from one contiguous stream. Padding rows are zero.
+
+"q4f16_1", "q4f32_1": blocks of 32 outputs x 32 inputs, [ceil(out/32), ceil(in/32), words] of uint32: 128 words
+hold the 4-bit codes, the rest one scale per output. Codes and scales follow MLC's group quantisation.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+
+FLOAT_FORMATS = ("float32", "float16")
+Q4_BLOCK = 32  # outputs, and inputs that share a scale
+Q4_BLOCK_WORDS = {"q4f16_1": 128 + 16, "q4f32_1": 128 + 32}
+
+
+def stored_shape(weight_format: str, shape: Sequence[int], tile: int) -> tuple[tuple[int, ...], str]:
+    """Shape and dtype in which a logical matrix [..., out, in] is stored."""
+    *outer, outputs, inputs = shape
+    if weight_format in FLOAT_FORMATS:
+        return (*outer, tile_count(outputs, tile), inputs, tile), weight_format
+    blocks = tile_count(outputs, Q4_BLOCK), tile_count(inputs, Q4_BLOCK)
+    return (*outer, *blocks, Q4_BLOCK_WORDS[weight_format]), "uint32"
 
 
 def tile_count(outputs: int, tile: int) -> int:
