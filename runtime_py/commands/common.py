@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from blockffn_mlc.errors import UserError
+
 from ..engine import Engine
 from ..files import read_ids, read_text
 from ..sampling import Sampling
@@ -58,6 +60,32 @@ def input_ids(args: argparse.Namespace, engine: Engine) -> list[int]:
     if getattr(args, "prompt", None) is not None:
         return engine.encode(args.prompt)
     return engine.encode(read_text(getattr(args, "prompt_file", None) or args.text_file))
+
+
+def add_split(parser: argparse.ArgumentParser) -> None:
+    """--split, for commands that can read a long text in pieces."""
+    parser.add_argument("--split", action="store_true", help="read an input longer than the context window in windows, "
+                        "each from its own start")
+
+
+def input_windows(args: argparse.Namespace, engine: Engine) -> list[list[int]]:
+    """``input_ids`` in pieces that fit the context window: one, or with --split as many as it takes.
+
+    Pieces of a text each begin with bos; their length is a multiple of 32 where the window allows, so that
+    measurements over disjoint windows of tokens do not cross them. Raises UserError for a long input without --split.
+    """
+    ids, limit = input_ids(args, engine), engine.artifact.context_window_size
+    if len(ids) <= limit:
+        return [ids]
+    if not args.split:
+        raise UserError(f"{len(ids)} tokens do not fit into the context window of {limit} tokens; read them in windows "
+                        "with --split, or rebuild the artifact with a larger --context-window")
+    size = limit - limit % 32 or limit
+    if args.ids is not None:
+        return [ids[start:start + size] for start in range(0, len(ids), size)]
+    bos, text = ids[:1], ids[1:]
+    step = max(size - 1, 1)
+    return [bos + text[start:start + step] for start in range(0, len(text), step)]
 
 
 def positive_int(text: str) -> int:

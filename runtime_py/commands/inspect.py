@@ -10,9 +10,9 @@ import numpy as np
 from ..engine import Engine
 from ..plot import check_plot, plot_activity
 from ..sparsity import WINDOWS, Sparsity, active_experts
-from .common import add_command, add_input, input_ids, note, print_json
+from .common import add_command, add_input, add_split, input_windows, note, print_json
 
-_SHOWN_TOKENS = 40
+_SHOWN_TOKENS, _PLOTTED_TOKENS = 40, 1024
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,6 +21,7 @@ def add_parser(subparsers: Any) -> None:
         "TLS is the share of inactive experts per token, CLS_L the share inactive in all of L consecutive tokens "
         "(disjoint windows).")
     add_input(parser, "--prompt", "--text-file", "--ids")
+    add_split(parser)
     parser.add_argument("--threshold", type=float, default=0.0, metavar="X",
                         help="count experts with |router score| > X (default: 0, every expert that is computed)")
     parser.add_argument("--plot", metavar="FILE", help="write a heat map: .png (needs matplotlib) or .html")
@@ -31,9 +32,10 @@ def run(args: argparse.Namespace) -> None:
     if args.plot:
         check_plot(args.plot)
     engine = Engine.load(args.artifact, args.threads)
-    ids = input_ids(args, engine)
-    scores = [output.router_scores for output in engine.session().stream(ids)]
-    active = active_experts(np.concatenate(scores, axis=1), args.threshold)
+    windows = input_windows(args, engine)
+    active = np.concatenate([active_experts(output.router_scores, args.threshold)
+                             for ids in windows for output in engine.session().stream(ids)], axis=1)
+    ids = [token for window in windows for token in window]
     tokens = [engine.tokenizer.token(i) if engine.has_tokenizer else str(i) for i in ids]
     total, layers = Sparsity.measure(active), [Sparsity.measure(layer) for layer in active]
     if args.json:
@@ -43,8 +45,10 @@ def run(args: argparse.Namespace) -> None:
     else:
         _print_tables(active, tokens, total, layers)
     if args.plot:
-        plot_activity(args.plot, active, tokens, f"{engine.artifact.name}: active experts, TLS {total.tls:.1%}")
-        note(f"wrote {args.plot}")
+        part = f", first {_PLOTTED_TOKENS} tokens" if len(tokens) > _PLOTTED_TOKENS else ""
+        plot_activity(args.plot, active[:, :_PLOTTED_TOKENS], tokens[:_PLOTTED_TOKENS],
+                      f"{engine.artifact.name}: active experts, TLS {total.tls:.1%}{part}")
+        note(f"wrote {args.plot}{part}")
 
 
 def _print_tables(active: np.ndarray, tokens: list[str], total: Sparsity, layers: list[Sparsity]) -> None:

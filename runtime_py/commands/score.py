@@ -9,12 +9,13 @@ import numpy as np
 
 from ..engine import Engine, perplexity, token_log_probs
 from ..files import writing_array
-from .common import add_command, add_input, input_ids, positive_int, print_json
+from .common import add_command, add_input, add_split, input_windows, positive_int, print_json
 
 
 def add_parser(subparsers: Any) -> None:
     parser = add_command(subparsers, "score", "perplexity, logits and router scores of given tokens", run)
     add_input(parser, "--ids", "--text-file")
+    add_split(parser)
     parser.add_argument("--logits", metavar="OUT.npy", help="write float32 [T, V]: row t predicts token t + 1")
     parser.add_argument("--router", metavar="OUT.npy", help="write float32 [L, T, E]: scores after the router's norm, "
                         "0 for inactive experts")
@@ -26,24 +27,25 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     engine = Engine.load(args.artifact, args.threads)
     config = engine.artifact.config
-    ids = input_ids(args, engine)
-    outputs = engine.score_chunks(ids, args.chunk)
-    log_probs, start = [], 0
-    with (writing_array(args.logits, (len(ids), config.vocab_size)) as logits,
-          writing_array(args.router, (config.num_hidden_layers, len(ids), config.num_experts)) as router):
-        for output in outputs:
-            end = start + len(output.logits)
-            if logits is not None:
-                logits[start:end] = output.logits
-            if router is not None:
-                router[:, start:end] = output.router_scores
-            targets = ids[start + 1:end + 1]
-            log_probs.append(token_log_probs(output.logits[:len(targets)], targets))
-            start = end
+    windows = input_windows(args, engine)
+    total = sum(map(len, windows))
+    log_probs, row = [], 0
+    with (writing_array(args.logits, (total, config.vocab_size)) as logits,
+          writing_array(args.router, (config.num_hidden_layers, total, config.num_experts)) as router):
+        for ids in windows:
+            targets = ids[1:]
+            for output in engine.score_chunks(ids, args.chunk):
+                count = len(output.logits)
+                if logits is not None:
+                    logits[row:row + count] = output.logits
+                if router is not None:
+                    router[:, row:row + count] = output.router_scores
+                log_probs.append(token_log_probs(output.logits[:len(targets)], targets[:count]))
+                targets, row = targets[count:], row + count
     log_probs = np.concatenate(log_probs)
     result = perplexity(log_probs) if len(log_probs) else None
     if args.json:
-        print_json({"artifact": engine.artifact.name, "tokens": len(ids), "predicted": len(log_probs),
+        print_json({"artifact": engine.artifact.name, "tokens": total, "predicted": len(log_probs),
                     "perplexity": result, "logits": args.logits, "router": args.router})
     elif result is None:
         print("perplexity n/a: a single token predicts nothing")

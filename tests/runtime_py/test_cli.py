@@ -150,6 +150,31 @@ def test_inspect_json_equals_the_router_scores(run, artifact_folder, ids_file):
     assert np.sum(some["active"]) < np.sum(found["active"])
 
 
+def test_long_inputs_are_refused_or_split(run, engine, tmp_path):
+    long = list(range(3, 203))
+    (tmp_path / "long.json").write_text(json.dumps(long))
+    for command in ("score", "inspect"):
+        code, out, err = run(command, "--ids", tmp_path / "long.json")
+        assert code == 1 and out == "" and f"200 tokens do not fit into the context window of {WINDOW}" in err
+    found = json.loads(run("score", "--ids", tmp_path / "long.json", "--split", "--chunk", 7, "--json",
+                           "--logits", tmp_path / "l.npy")[1])
+    parts = [engine.score(long[start:start + WINDOW]) for start in range(0, 200, WINDOW)]
+    np.testing.assert_array_equal(np.load(tmp_path / "l.npy"), np.concatenate([part.logits for part in parts]))
+    assert found["tokens"] == 200 and found["predicted"] == 197
+    expected = np.exp(-np.concatenate([part.log_probs for part in parts]).mean())
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-12)
+    found = json.loads(run("inspect", "--ids", tmp_path / "long.json", "--split", "--json")[1])
+    active = np.concatenate([part.router_scores for part in parts], axis=1) != 0
+    assert found["active"] == active.sum(-1).tolist()
+
+
+def test_every_window_of_a_text_begins_with_bos(run, engine, tmp_path):
+    (tmp_path / "long.txt").write_text("e" * 200, encoding="utf-8")
+    ids = json.loads(run("inspect", "--text-file", tmp_path / "long.txt", "--split", "--json")[1])["ids"]
+    letter = engine.tokenizer.encode("e")
+    assert ids == [1, *letter * 95, 1, *letter * 95, 1, *letter * 10]
+
+
 def test_inspect_prints_tables_and_plots(run, tmp_path):
     code, out, err = run("inspect", "--prompt", "the ing", "--plot", tmp_path / "a.html")
     assert code == 0 and "TLS" in out and "CLS_32" in out and "n/a" in out and "all" in out
