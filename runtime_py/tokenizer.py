@@ -10,6 +10,7 @@ from tokenizers import Tokenizer as HubTokenizer
 from blockffn_mlc.errors import UserError
 
 _REPLACEMENT = "\ufffd"
+_SPACE = "\u2581"  # the sign sentencepiece writes for a space
 _CONTEXT = 16  # tokens before the first streamed one that its spacing may depend on
 
 
@@ -38,9 +39,16 @@ class Tokenizer:
         """Text of ids, special tokens left out."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
-    def token(self, token_id: int) -> str:
-        """The token as the vocabulary spells it; a placeholder for ids without a spelling."""
-        return self._backend.id_to_token(token_id) or f"<{token_id}>"
+    def label(self, token_id: int) -> str:
+        """A token for tables: its text with visible spaces and line ends, else the vocabulary's spelling
+        (special tokens, parts of characters), else a placeholder."""
+        spelling = self._backend.id_to_token(token_id)
+        if spelling is None:
+            return f"<{token_id}>"
+        text = self.decode([token_id])
+        if not text or _REPLACEMENT in text or _SPACE in spelling:
+            return spelling
+        return text.replace(" ", _SPACE).replace("\n", "\u23ce")
 
     def is_silent(self, token_id: int) -> bool:
         """Whether decoding leaves the token out: special ones and ids without a spelling."""

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> None:
     active = np.concatenate([active_experts(output.router_scores, args.threshold)
                              for ids in windows for output in engine.session().stream(ids)], axis=1)
     ids = [token for window in windows for token in window]
-    tokens = [engine.tokenizer.token(i) if engine.has_tokenizer else str(i) for i in ids]
+    tokens = [engine.tokenizer.label(i) if engine.has_tokenizer else str(i) for i in ids]
     total, layers = Sparsity.measure(active), [Sparsity.measure(layer) for layer in active]
     if args.json:
         print_json({"artifact": engine.artifact.name, "experts": active.shape[-1], "threshold": args.threshold,
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         _print_tables(active, tokens, total, layers)
     if args.plot:
-        part = f", first {_PLOTTED_TOKENS} tokens" if len(tokens) > _PLOTTED_TOKENS else ""
+        part = f" (first {_PLOTTED_TOKENS} tokens shown)" if len(tokens) > _PLOTTED_TOKENS else ""
         plot_activity(args.plot, active[:, :_PLOTTED_TOKENS], tokens[:_PLOTTED_TOKENS],
                       f"{engine.artifact.name}: active experts, TLS {total.tls:.1%}{part}")
         note(f"wrote {args.plot}{part}")

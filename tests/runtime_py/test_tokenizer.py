@@ -62,8 +62,16 @@ def test_an_unfinished_character_comes_out_as_a_replacement_at_the_end():
 def test_special_tokens_are_parsed_and_not_printed():
     tokenizer = TOKENIZERS["byte_level"]
     ids = tokenizer.encode("e</s>e")
-    assert 2 in ids and tokenizer.decode(ids) == "ee" and tokenizer.token(2) == "</s>"
-    assert tokenizer.token(100000) == "<100000>"
+    assert 2 in ids and tokenizer.decode(ids) == "ee"
+
+@pytest.mark.parametrize(("kind", "text", "labels"), [
+    ("byte_level", "e the\n</s>", ["e", "\u2581the", "\u23ce", "</s>"]),
+    ("byte_level", "\u754c", ["\u00e7", "\u0137", "\u012e"]),
+    ("byte_fallback", "a th\u4e16", ["\u2581", "a", "\u2581th", "<0xE4>", "<0xB8>", "<0x96>"])])
+def test_labels_are_readable(kind, text, labels):
+    tokenizer = TOKENIZERS[kind]
+    assert [tokenizer.label(token) for token in tokenizer.encode(text)] == labels
+    assert tokenizer.label(100000) == "<100000>"
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "has no tokenizer"), ("{}", "not a usable tokenizer"),
