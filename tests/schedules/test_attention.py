@@ -1,0 +1,120 @@
+"""Attention kernel: causal chunks and trees over the cache."""
+
+import numpy as np
+import pytest
+from harness import DTYPES, EXACT, MAX_TOKENS, TOKENS, Out, check_rows, nmse, normal, run, same_bits
+
+from schedules import cpu, twins
+from schedules.tiles import MAX_TREE_NODES
+
+SLOTS, PAST = 200, 40
+SHAPES = {  # heads, kv_heads, key_dim, value_offset, value_dim, width
+    "mla": (2, 1, 72, 0, 64, 72),
+    "odd mla": (3, 1, 51, 0, 45, 51),
+    "wide latent": (1, 1, 304, 0, 288, 304),
+    "gqa": (4, 2, 32, 32, 32, 64),
+    "odd heads": (3, 3, 6, 6, 6, 12),
+}
+
+
+class Case:
+    """The kernel of a shape with random queries and cache."""
+
+    def __init__(self, target, rng, shape, dtype):
+        self.target, self.scale = target, 0.3
+        self.heads, kv_heads, self.key_dim, offset, self.value_dim, width = SHAPES[shape]
+        self.func = cpu.attention(target.tiles, self.heads, kv_heads, SLOTS, key_dim=self.key_dim,
+                                  value_offset=offset, value_dim=self.value_dim, width=width, scale=self.scale,
+                                  cache_dtype=dtype)
+        self.q = normal(rng, MAX_TOKENS, self.heads, self.key_dim)
+        self.kv = normal(rng, SLOTS, kv_heads, width, dtype=dtype)
+        self.keys = self.kv[..., :self.key_dim].copy()
+        self.values = self.kv[..., offset:offset + self.value_dim].copy()
+
+    def __call__(self, n, visible, ancestors, past):
+        return run(self.func, self.target, self.q[:n], self.kv, visible[:n].astype("int32"),
+                   ancestors[:n], past, Out((n, self.heads * self.value_dim)))
+
+    def expected(self, n, visible, ancestors, past):
+        seen = twins.seen_slots(visible[:n], ancestors[:n], past, SLOTS)
+        return twins.attention(self.q[:n], self.keys, self.values, seen, self.scale)
+
+    def forget(self, seen):
+        """NaN in every slot that no token sees."""
+        self.kv[~seen] = np.nan
+
+
+@pytest.fixture(params=[(shape, dtype) for shape in SHAPES for dtype in DTYPES], ids="-".join)
+def case(request, target, rng):
+    return Case(target, rng, *request.param)
+
+
+def no_ancestors(n):
+    return np.zeros((n, 2), "int32")
+
+
+def mask_words(parents):
+    """Ancestor masks int32 [n, 2] of a tree; ``parents[t]`` < t, or -1 for a root."""
+    masks = []
+    for t, parent in enumerate(parents):
+        masks.append(1 << t | (masks[parent] if parent >= 0 else 0))
+    return np.array(masks, np.uint64).view(np.int32).reshape(-1, 2)
+
+
+def random_parents(rng, n):
+    return [int(rng.integers(-1, t)) if t else -1 for t in range(n)]
+
+
+def test_causal(case):
+    visible = PAST + 1 + np.arange(MAX_TOKENS)
+    ancestors = no_ancestors(MAX_TOKENS)
+    case.forget(np.arange(SLOTS) < PAST + MAX_TOKENS)
+    check_rows(lambda n: case(n, visible, ancestors, PAST), case.expected(MAX_TOKENS, visible, ancestors, PAST))
+
+
+def test_any_visible_length(case, rng):
+    visible = rng.integers(1, SLOTS + 1, MAX_TOKENS)
+    visible[:3] = 1, SLOTS, 2
+    ancestors = no_ancestors(MAX_TOKENS)
+    check_rows(lambda n: case(n, visible, ancestors, 0), case.expected(MAX_TOKENS, visible, ancestors, 0))
+
+
+@pytest.mark.parametrize("past", [0, PAST])
+def test_tree(case, rng, past):
+    parents = random_parents(rng, MAX_TREE_NODES)
+    ancestors, visible = mask_words(parents), np.full(MAX_TREE_NODES, past)
+    case.forget(np.arange(SLOTS) < past + MAX_TREE_NODES)
+    whole = case(MAX_TREE_NODES, visible, ancestors, past)
+    assert nmse(whole, case.expected(MAX_TREE_NODES, visible, ancestors, past)) <= EXACT
+    for n in TOKENS:
+        if n <= MAX_TREE_NODES:
+            assert same_bits(case(n, visible, ancestors, past), whole[:n]), n
+
+
+def test_a_token_reads_only_what_it_sees(case):
+    """Two branches: NaN in one leaves the other as it is."""
+    ancestors = mask_words([-1, 0, 0, 1, 2])
+    visible = np.full(5, PAST)
+    clean = case(5, visible, ancestors, PAST)
+    case.kv[PAST + 1] = np.nan
+    poisoned = case(5, visible, ancestors, PAST)
+    assert same_bits(poisoned[[0, 2, 4]], clean[[0, 2, 4]])
+    assert np.isnan(poisoned[[1, 3]]).all()
+
+
+def test_chain_equals_causal(case):
+    """A slot counts the same whether it is visible or an ancestor: all 64 bits, including the sign bits."""
+    causal = case(MAX_TREE_NODES, PAST + 1 + np.arange(MAX_TREE_NODES), no_ancestors(MAX_TREE_NODES), PAST)
+    chain = case(MAX_TREE_NODES, np.full(MAX_TREE_NODES, PAST), mask_words(range(-1, MAX_TREE_NODES - 1)), PAST)
+    assert same_bits(chain, causal)
+
+
+@pytest.mark.parametrize("gain", [-300.0, 0.0, 300.0])
+def test_sharp_and_flat_distributions(target, rng, gain):
+    """Scores in the thousands, or all equal: the maximum keeps exp in range. A score's own rounding,
+    a relative 2^-24 of thousands, bounds the accuracy."""
+    case = Case(target, rng, "gqa", "float32")
+    case.q *= np.float32(gain)
+    visible = np.full(MAX_TOKENS, SLOTS)
+    ancestors = no_ancestors(MAX_TOKENS)
+    assert nmse(case(MAX_TOKENS, visible, ancestors, 0), case.expected(MAX_TOKENS, visible, ancestors, 0)) <= 1e-7

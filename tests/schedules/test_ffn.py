@@ -1,0 +1,88 @@
+"""Union, up and down together: sparse equals dense to the last bit, and inactive experts are never read."""
+
+import numpy as np
+import pytest
+from harness import DTYPES, TOKENS, Out, gappy_scores, nmse, normal, run, same_bits
+
+from schedules import cpu, twins
+from schedules.layout import pack_rows
+from schedules.tiles import UNION_CHUNK
+
+SCALE = 0.7
+CHAINED = 1e-11  # NMSE of two projections, one after the other, for as little as one token
+SHAPES = [(1, 8, 32), (3, 24, 96), (20, 40, 32), (40, 8, 96), (130, 8, 32), (5, 128, 96)]
+
+
+class Ffn:
+    """The FFN kernels over random weights of shape experts, expert size, hidden."""
+
+    def __init__(self, target, rng, shape, dtype):
+        self.target, (self.experts, self.size, self.hidden) = target, shape
+        experts, size, hidden = shape
+        self.up_weight = normal(rng, experts, size, hidden, dtype=dtype)
+        self.down_weight = normal(rng, experts, hidden, size, dtype=dtype)
+        self.packed_up = pack_rows(self.up_weight, target.tiles.expert_tile(size), dtype)
+        self.packed_down = pack_rows(self.down_weight, target.tiles.output_tile, dtype)
+        self.up = cpu.sparse_up(target.tiles, experts, hidden, size, dtype)
+        self.down = cpu.sparse_down(target.tiles, experts, hidden, size, dtype, SCALE)
+
+    def __call__(self, x, scores, residual, dense=False):
+        n, target = len(x), self.target
+        chunks = -(-n // UNION_CHUNK)
+        ids, counts = run(cpu.union(self.experts, dense=dense), target, scores,
+                          Out((chunks, self.experts), "int32"), Out((chunks,), "int32"))
+        act = run(self.up, target, x, scores, ids, counts, self.packed_up,
+                  Out((n, self.experts, self.size), partial=True))
+        return run(self.down, target, act, ids, counts, self.packed_down, residual, Out((n, self.hidden)))
+
+    def expected(self, x, scores, residual):
+        return twins.sparse_down(twins.sparse_up(x, scores, self.up_weight), self.down_weight, residual, SCALE)
+
+
+def patterns(rng, tokens, experts):
+    """Scores by name: none, all, a few active; one expert for all tokens; tokens that share none."""
+    yield "none", np.zeros((tokens, experts), "float32")
+    yield "all", normal(rng, tokens, experts)
+    yield "few", gappy_scores(rng, tokens, experts, 0.1)
+    yield "all negative", -np.abs(gappy_scores(rng, tokens, experts, 0.3))
+    one = np.zeros((tokens, experts), "float32")
+    one[:, rng.integers(experts)] = 1.5
+    yield "one expert", one
+    disjoint = np.zeros((tokens, experts), "float32")
+    disjoint[np.arange(tokens), np.arange(tokens) % experts] = -0.5
+    yield "disjoint", disjoint
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_sparse_equals_dense(target, rng, shape, dtype):
+    ffn = Ffn(target, rng, shape, dtype)
+    for tokens in TOKENS:
+        x, residual = normal(rng, tokens, ffn.hidden), normal(rng, tokens, ffn.hidden)
+        for name, scores in patterns(rng, tokens, ffn.experts):
+            sparse = ffn(x, scores, residual)
+            assert same_bits(sparse, ffn(x, scores, residual, dense=True)), (name, tokens)
+            assert nmse(sparse, ffn.expected(x, scores, residual)) <= CHAINED, (name, tokens)
+            if name == "none":
+                assert same_bits(sparse, residual)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_inactive_experts_are_never_used(target, rng, dtype):
+    ffn = Ffn(target, rng, (20, 24, 96), dtype)
+    for tokens in (1, 2, 33, 64, 130):
+        x, residual = normal(rng, tokens, ffn.hidden), normal(rng, tokens, ffn.hidden)
+        scores = gappy_scores(rng, tokens, ffn.experts, 0.3)
+        scores[:, rng.permutation(ffn.experts)[:10]] = 0.0
+        active = (scores != 0).any(axis=0)
+        clean = ffn(x, scores, residual)
+        up, down = ffn.packed_up.copy(), ffn.packed_down.copy()
+        ffn.packed_up[~active] = ffn.packed_down[~active] = np.nan
+        assert same_bits(ffn(x, scores, residual), clean)
+        for packed in (ffn.packed_up, ffn.packed_down):
+            expert = rng.choice(np.flatnonzero(active))
+            kept = packed[expert].copy()
+            packed[expert] = np.nan
+            assert np.isnan(ffn(x, scores, residual)[scores[:, expert] != 0]).all(), "the check itself is blind"
+            packed[expert] = kept
+        ffn.packed_up, ffn.packed_down = up, down

@@ -1,0 +1,42 @@
+"""Rotary embedding of queries, and the table it reads."""
+
+import numpy as np
+import pytest
+from harness import EXACT, MAX_TOKENS, Out, check_rows, nmse, normal, run
+
+from schedules import cpu, twins
+from schedules.rope_table import rope_table
+
+POSITIONS = 300
+
+
+@pytest.mark.parametrize("heads, rope, nope, latent", [
+    (2, 64, 0, 0), (3, 6, 0, 0), (4, 32, 0, 0), (2, 64, 128, 64), (3, 8, 5, 45), (1, 2, 32, 16)])
+def test_rope_query(target, rng, heads, rope, nope, latent):
+    stride = nope + rope
+    x_width = heads * stride + 3
+    func = cpu.rope_query(target.tiles, heads, rope, POSITIONS, x_width=x_width, stride=stride, offset=nope,
+                          latent=latent)
+    x, absorbed = normal(rng, MAX_TOKENS, x_width), normal(rng, MAX_TOKENS, heads * latent)
+    table = rope_table(POSITIONS, rope, 10000.0)
+    pos = rng.integers(0, POSITIONS, MAX_TOKENS).astype("int32")
+    pos[:2] = 0, POSITIONS - 1
+    parts = x[:, :heads * stride].reshape(MAX_TOKENS, heads, stride)[:, :, nope:]
+    rotated = twins.rotate(parts, pos, table)
+    expected = np.concatenate([absorbed.reshape(MAX_TOKENS, heads, latent), rotated], axis=-1)
+
+    def kernel(n):
+        optional = [absorbed[:n]] if latent else []
+        return run(func, target, x[:n], *optional, pos[:n], table, Out((n, heads, latent + rope)))
+
+    check_rows(kernel, expected)
+
+
+@pytest.mark.parametrize("factor", [1.0, 4.0])
+def test_rope_table(factor):
+    """Angles are float32 products, so large positions deviate from exact ones by their rounding."""
+    table = rope_table(POSITIONS, 8, 10000.0, factor)
+    assert table.shape == (POSITIONS, 8) and table.dtype == np.float32
+    angles = np.outer(np.arange(POSITIONS) / factor, 10000.0 ** -(np.arange(4) / 4))
+    assert np.array_equal(table[0], [1, 1, 1, 1, 0, 0, 0, 0])
+    assert nmse(table, np.concatenate([np.cos(angles), np.sin(angles)], axis=1)) <= 10 * EXACT

@@ -1,0 +1,37 @@
+"""Sparse down projection: sum over the experts of the union, into the residual."""
+
+import numpy as np
+import pytest
+from harness import DTYPES, MAX_TOKENS, Out, check_rows, gappy_scores, normal, run
+
+from schedules import cpu, twins
+from schedules.layout import pack_rows
+from schedules.tiles import UNION_CHUNK
+
+
+def by_slot(act, ids, counts):
+    """act [n, E, D] by expert id -> by slot of the union; NaN in the slots that are not defined."""
+    slots = np.full_like(act, np.nan)
+    for chunk, count in enumerate(counts):
+        rows = slice(chunk * UNION_CHUNK, (chunk + 1) * UNION_CHUNK)
+        slots[rows, :count] = act[rows, ids[chunk, :count]]
+    return slots
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
+@pytest.mark.parametrize("experts, size, outputs", [(1, 8, 32), (20, 24, 96), (40, 40, 32), (5, 128, 96)])
+def test_sparse_down(target, rng, experts, size, outputs, share, dtype):
+    scale = 0.7
+    func = cpu.sparse_down(target.tiles, experts, outputs, size, dtype, scale)
+    w, residual = normal(rng, experts, outputs, size, dtype=dtype), normal(rng, MAX_TOKENS, outputs)
+    scores = gappy_scores(rng, MAX_TOKENS, experts, share)
+    act = normal(rng, MAX_TOKENS, experts, size) * scores[:, :, None]
+    packed = pack_rows(w, target.tiles.output_tile, dtype)
+    packed[~(scores != 0).any(axis=0)] = np.nan
+
+    def kernel(n):
+        ids, counts = twins.union(scores[:n])
+        return run(func, target, by_slot(act[:n], ids, counts), ids, counts, packed, residual[:n], Out((n, outputs)))
+
+    check_rows(kernel, twins.sparse_down(act, w, residual, scale))

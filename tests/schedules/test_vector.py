@@ -1,0 +1,42 @@
+"""Vector building blocks: the exponential's accuracy, and a sum's fixed order."""
+
+import numpy as np
+import pytest
+from harness import Out, run, same_bits
+
+from schedules.cpu import vector
+
+
+def elementwise(target, count, function):
+    """A kernel y[i] = function(x[i], lanes) over ``count`` floats."""
+    with vector.kernel(__name__) as k:
+        x, y = k.tensor((count,)), k.tensor((count,))
+        vector.for_lanes(count, target.tiles.lanes, lambda i, lanes: vector.store(
+            y, function(vector.load(x, i, lanes=lanes), lanes), i, lanes=lanes))
+    return k.func
+
+
+@pytest.mark.parametrize("low, high", [(-87.0, 0.0), (-1e-3, 0.0), (0.0, 88.0)])
+def test_exp_is_accurate_to_2_ulp(target, low, high):
+    x = np.linspace(low, high, 200_003, dtype=np.float32)
+    y = run(elementwise(target, len(x), vector.exp), target, x, Out(x.shape))
+    expected = np.exp(x.astype(np.float64))
+    ulp = np.spacing(expected.astype(np.float32)).astype(np.float64)
+    assert (np.abs(y - expected) / ulp).max() <= 2.0
+
+
+def test_exp_is_clamped_and_exact_at_zero(target):
+    x = np.float32([0.0, -0.0, -88.0, -1e3, -3e38, -np.inf, 89.0, 1e4, np.inf])
+    y = run(elementwise(target, len(x), vector.exp), target, x, Out(x.shape))
+    assert (y[:2] == 1).all()
+    assert (y[2:6] == y[2]).all() and 0 < y[2] < 2e-38
+    assert (y[6:] == y[6]).all() and 1e38 < y[6] < np.inf
+
+
+def test_vector_and_scalar_code_agree(target):
+    """A vector's lanes and the scalar rest of a loop compute the same bits."""
+    x = np.linspace(-80, 2, 97, dtype=np.float32)
+    for function in (vector.exp, vector.silu):
+        whole = run(elementwise(target, 97, function), target, x, Out((97,)))
+        single = elementwise(target, 1, function)
+        assert same_bits(whole, np.concatenate([run(single, target, x[i:i + 1], Out((1,))) for i in range(97)]))
