@@ -9,7 +9,7 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .artifact import Artifact
+from .artifact import CHAT_CONFIG, Artifact
 from .host import check_host
 from .tvm_runtime import aligned_zeros, installed_version, load_runtime
 from .weights import ALIGNMENT, check_weights
@@ -35,6 +35,7 @@ class Library:
                             "rebuild the artifact with build.py") from None
         self.metadata: dict[str, Any] = json.loads(metadata())
         self._artifact = artifact
+        _check_limits(artifact, self.metadata)
         weights = check_weights(artifact.weights, self.metadata["params"], artifact.path)
         self._params = self._ffi.convert([self._wrap(weight) for weight in weights])
 
@@ -48,12 +49,19 @@ class Library:
                 rows: np.ndarray, past: int, caches: Any) -> tuple[np.ndarray, list[np.ndarray]]:
         """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E]; writes caches."""
         tensors = [self._copy(array) for array in (ids, positions, visible, ancestors, rows)]
-        logits, scores = self._forward(*tensors, self._ffi.Shape([past]), caches, self._params)
+        logits, scores = self._call(self._forward, *tensors, self._ffi.Shape([past]), caches, self._params)
         return np.from_dlpack(logits), [np.from_dlpack(score) for score in scores]
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
-        self._commit(self._copy(idx), self._ffi.Shape([past]), caches)
+        self._call(self._commit, self._copy(idx), self._ffi.Shape([past]), caches)
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except (RuntimeError, TypeError, ValueError) as error:  # the library checks shapes and dtypes itself
+            raise UserError(f"{self._artifact.library}: refused its arguments ({_first_line(error)}); library and "
+                            f"{CHAT_CONFIG} come from different builds: rebuild the artifact") from error
 
     def _wrap(self, array: np.ndarray) -> Any:
         return self._ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
@@ -73,6 +81,13 @@ def _check_compatible(artifact: Artifact) -> None:
     if installed.split(".")[:2] != artifact.tvm_version.split(".")[:2]:
         raise UserError(f"{artifact.path}: compiled by TVM {artifact.tvm_version}, installed is TVM {installed}; "
                         f"install the former, or {rebuild}")
+
+
+def _check_limits(artifact: Artifact, metadata: dict[str, Any]) -> None:
+    for name in ("context_window_size", "prefill_chunk_size"):
+        if metadata[name] != getattr(artifact, name):
+            raise UserError(f"{artifact.path / CHAT_CONFIG}: field {name!r}: the model library was compiled for "
+                            f"{metadata[name]}, found {getattr(artifact, name)}; rebuild the artifact")
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from dataclasses import replace
 from typing import Any
@@ -37,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     defaults = {name: engine.artifact.chat_config[name] for name in _ARTIFACT_DEFAULTS
                 if isinstance(engine.artifact.chat_config.get(name), (int, float))}
     chat = Chat(Conversation(engine), Sampling(**defaults | given_sampling(args)), args.max_tokens)
+    with contextlib.suppress(ImportError):  # line editing and history, where the system has it
+        import readline  # noqa: F401
     note(f"{engine.artifact.name}: /help lists the commands")
     while True:
         try:

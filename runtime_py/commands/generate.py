@@ -21,9 +21,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    sampling = Sampling(**given_sampling(args))
-    if not sampling.greedy and sampling.seed is None:
-        sampling = Sampling(**given_sampling(args) | {"seed": secrets.randbits(32)})
+    given = given_sampling(args)
+    if given.get("temperature"):  # sampled text can always be repeated: the seed is reported
+        given.setdefault("seed", secrets.randbits(32))
+    sampling = Sampling(**given)
     engine = Engine.load(args.artifact, args.threads)
     generation = engine.generate(input_ids(args, engine), args.max_tokens, sampling)
     for token in generation:

@@ -16,6 +16,7 @@ from runtime_py.cli import main
 from runtime_py.commands.chat import HELP
 from runtime_py.conversation import Conversation
 from runtime_py.engine import Engine
+from runtime_py.generation import Generation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -199,6 +200,18 @@ def test_chat_talks_and_obeys_commands(run, engine):
         assert complaint in err
     held = 1 + len(engine.tokenizer.encode("<U>the<A>")) + 3
     assert f"context {held} of {WINDOW} tokens" in out and f"context 0 of {WINDOW} tokens" in out
+
+
+def test_ctrl_c_breaks_an_answer_off_and_the_conversation_goes_on(run, monkeypatch):
+    plain = Generation.__next__
+
+    def interrupted(generation):
+        if len(generation.ids) == 2 and generation.max_tokens == 7:
+            raise KeyboardInterrupt
+        return plain(generation)
+    monkeypatch.setattr(Generation, "__next__", interrupted)
+    code, out, err = run("chat", "--max-tokens", 7, stdin="the\n/set max_tokens 3\nin\n/stats\n")
+    assert code == 0 and "[broken off]" in err and "decode 3 tokens" in out
 
 
 def test_chat_starts_from_the_artifacts_defaults_and_ends_with_the_input(run):

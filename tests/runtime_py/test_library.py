@@ -124,6 +124,22 @@ def test_weights_of_another_build_are_refused(compiled, tmp_path, change):
         Engine.load(folder)
 
 
+@pytest.mark.parametrize(("section", "fields", "message"), [
+    ("blockffn", {"cache": {"shape": [512, 1, 64], "dtype": "float32"}}, "refused its arguments .*64 vs. 128"),
+    ("blockffn", {"cache": {"shape": [512, 1, 128], "dtype": "float16"}}, "refused its arguments"),
+    ("model_config", {"num_hidden_layers": 2}, "refused its arguments"),
+    ("model_config", {"prefill_chunk_size": 4096}, "'prefill_chunk_size': .* compiled for 512, found 4096"),
+    ("model_config", {"context_window_size": 500}, "'context_window_size': .* compiled for 512, found 500")])
+def test_a_configuration_of_another_build_is_refused(compiled, tmp_path, section, fields, message):
+    folder = copy(compiled, tmp_path)
+    path = folder / "mlc-chat-config.json"
+    values = json.loads(path.read_text())
+    values[section].update(fields)
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=message):
+        Engine.load(folder).score([5, 6])
+
+
 def test_the_command_line_runs_without_torch_and_without_the_compiler(compiled, tmp_path, ids):
     (tmp_path / "ids.json").write_text(json.dumps(ids))
     code = ("import sys\nfrom runtime_py.cli import main\n"
