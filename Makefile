@@ -21,7 +21,7 @@ $(VENV)/.test: $(VENV)/.core
 demo: $(VENV)/.core
 	$(BIN)/python build.py
 	$(BIN)/python -m runtime_py generate $(DEMO) --prompt "$(PROMPT)" --max-tokens 64
-	$(BIN)/python -m runtime_py inspect $(DEMO) --text-file blockffn_mlc/demo/heldout.txt
+	$(BIN)/python -m runtime_py inspect $(DEMO) --split --text-file blockffn_mlc/demo/heldout.txt
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
