@@ -99,8 +99,8 @@ class Reference:
     def _attend(self, prefix: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal softmax attention over [B, heads, T, width], scaled by (width of a key)^-0.5, then o_proj."""
         weights = q.to(v.dtype) @ k.to(v.dtype).transpose(2, 3) * q.shape[-1] ** -0.5
-        future = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
-        weights = weights.float().masked_fill(future, float("-inf")).softmax(-1)
+        future = torch.full(weights.shape[-2:], float("-inf"), dtype=weights.dtype).triu(1)
+        weights = (weights + future).softmax(-1, dtype=torch.float32)
         return self._linear(prefix + "o_proj", (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
     def _ffn(self, prefix: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
