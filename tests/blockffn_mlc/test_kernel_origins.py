@@ -1,0 +1,69 @@
+"""Only hand-written kernels run: none comes from legalisation, dlight or any other default."""
+
+import importlib
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tvm
+from checkpoints import GQA, MLA
+from tvm import relax
+
+from blockffn_mlc.builder import make_plan
+from blockffn_mlc.compile import compile_graph
+from schedules.cpu import ORIGIN
+from targets.cpu import cpu_target
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {
+    "mla": MLA,
+    "gqa": GQA,
+    "bias, sum": replace(MLA, attention_bias=True, norm_after_router="sum"),
+    "none": replace(GQA, norm_after_router="none"),
+}
+
+
+@pytest.fixture(scope="module", params=[(name, q) for name in CONFIGS for q in ("q0f32", "q0f16")], ids="-".join)
+def plan(request):
+    name, quantization = request.param
+    return make_plan(CONFIGS[name], cpu_target(), quantization, 128, 64)
+
+
+def test_every_kernel_names_its_source(plan):
+    kernels = plan.graph.kernels()
+    assert {"attention", "sparse_up", "sparse_down", "union", "router", "embedding"} <= set(kernels)
+    for name, func in kernels.items():
+        assert ORIGIN in func.attrs, f"{name} was not written by hand"
+        module = str(func.attrs[ORIGIN])
+        assert re.fullmatch(r"schedules\.cpu\.\w+", module), (name, module)
+        assert Path(importlib.import_module(module).__file__).is_relative_to(ROOT / "schedules" / "cpu")
+        assert func.attrs["tirx.is_scheduled"], f"{name} would be scheduled by default"
+
+
+def test_the_library_runs_nothing_else(plan):
+    """The executable calls our kernels and the virtual machine's own bookkeeping; code is generated for our kernels
+    and for the functions that compute buffer sizes."""
+    executable = compile_graph(plan.graph, plan.target.tvm_target)
+    called = set(re.findall(r"call\s+([\w.]+)", executable.as_text()))
+    kernels = set(plan.graph.kernels())
+    others = {name for name in called - kernels if not re.match(r"vm\.builtin\.|shape_func", name)}
+    assert kernels <= called and not others
+    generated = set(re.findall(r"define[^@\n]*@__tvm_ffi_(\w+)\(", llvm_text(executable)))
+    assert kernels <= generated
+    assert all(re.match("shape_func", name) for name in generated - kernels)
+
+
+def llvm_text(executable):
+    return "\n".join(module.inspect_source("ll") for module in executable.mod.imports if module.kind == "llvm")
+
+
+def test_an_operator_without_a_kernel_stops_the_build():
+    plan = make_plan(MLA, cpu_target(), "q0f32", 128, 64)
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType([4], "float32"))
+    with builder.function("stray", [x]):
+        builder.emit_func_output(builder.emit(relax.op.add(x, x)))
+    plan.graph.module[tvm.ir.GlobalVar("stray")] = builder.get()["stray"]
+    with pytest.raises(Exception, match=r"R\.add"):
+        compile_graph(plan.graph, plan.target.tvm_target)
