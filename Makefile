@@ -24,7 +24,7 @@ demo: $(VENV)/.core
 	$(BIN)/python -m runtime_py inspect $(DEMO) --split --text-file blockffn_mlc/demo/heldout.txt
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
