@@ -79,10 +79,10 @@ def test_any_visible_length(case, rng):
     check_rows(lambda n: case(n, visible, ancestors, 0), case.expected(MAX_TOKENS, visible, ancestors, 0))
 
 
-@pytest.mark.parametrize("past", [0, PAST])
-def test_tree(case, rng, past):
+@pytest.mark.parametrize("past, prefix", [(0, 0), (PAST, PAST), (PAST, 3)])
+def test_tree(case, rng, past, prefix):
     parents = random_parents(rng, MAX_TREE_NODES)
-    ancestors, visible = mask_words(parents), np.full(MAX_TREE_NODES, past)
+    ancestors, visible = mask_words(parents), np.full(MAX_TREE_NODES, prefix)
     case.forget(np.arange(SLOTS) < past + MAX_TREE_NODES)
     whole = case(MAX_TREE_NODES, visible, ancestors, past)
     assert nmse(whole, case.expected(MAX_TREE_NODES, visible, ancestors, past)) <= EXACT
