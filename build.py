@@ -14,6 +14,7 @@ from blockffn_mlc.builder import build_artifact, make_plan
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.progress import Progress
 from blockffn_mlc.sources import DEMO, open_model
+from blockffn_mlc.staging import check_destination
 from targets import TARGETS, find_target
 
 
@@ -30,8 +31,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
     parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens per prefill pass (default: 512)")
     parser.add_argument("--cpu", default="native", metavar="NAME", help="processor for --target cpu (default: native)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N",
-                        help="tensors converted at a time (default: all cores)")
+    parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
+                        help="shards of weights converted at a time (default: one per core, at most 4; each takes "
+                             "memory for its largest tensor)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument("--list-targets", action="store_true", help="print the targets and stop")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
@@ -55,9 +57,13 @@ def run(arguments: argparse.Namespace) -> None:
     model = open_model(arguments.model)
     quantization = arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
     with progress.step("plan"):
-        plan = make_plan(model.config, target, quantization, arguments.context_window, arguments.prefill_chunk)
+        plan = make_plan(model.config, target, quantization, arguments.context_window, arguments.prefill_chunk,
+                         model.folder)
+    if not plan.chat["tokenizer_files"]:
+        progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     out = arguments.output or Path("dist") / f"{model.name}-{quantization}-{target.name}"
     if arguments.dry_run:
+        check_destination(out)
         report(plan.summary(), arguments)
         return
     result = build_artifact(plan, model.weights, model.folder, model.identity, out, arguments.jobs, progress)
@@ -90,8 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"error: {error.filename or 'writing the artifact'}: {error.strerror or error}; free space or choose "
+              "another -o, then run the same command again: finished weights are kept", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted; the next build of the same artifact goes on from here", file=sys.stderr)
+        print("interrupted; finished weights are kept for the next build of the same artifact", file=sys.stderr)
         return 130
     return 0
 

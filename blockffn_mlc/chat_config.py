@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+from tokenizers import Tokenizer
 
 from schedules.tiles import MAX_TREE_NODES
 
@@ -19,13 +20,14 @@ FILE = "mlc-chat-config.json"
 FORMAT_VERSION = 1
 USER, ASSISTANT = "<用户>", "<AI>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
-                   "added_tokens.json", "generation_config.json")
+                   "added_tokens.json")
 _GENERATION_DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.0}
 
 
 def chat_config(build: Build, target: str, host: str, library: str, folder: Path | None) -> dict[str, Any]:
     """The whole file as a dictionary. ``folder``: the checkpoint's, for tokenizer and generation defaults."""
-    config, generation = build.config, _generation(folder)
+    config, generation, tokenizer = build.config, _generation(folder), _tokenizer(folder)
+    eos_text = (tokenizer.id_to_token(config.eos_token_id[0]) if tokenizer else None) or "</s>"
     limits = {"vocab_size": config.vocab_size, "context_window_size": build.context_window,
               "prefill_chunk_size": build.prefill_chunk}
     common = limits | {"sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
@@ -35,8 +37,8 @@ def chat_config(build: Build, target: str, host: str, library: str, folder: Path
         "model_config": config.to_dict() | limits,
         "temperature": generation["temperature"], "top_p": generation["top_p"],
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": generation["repetition_penalty"],
-        "tokenizer_files": tokenizer_files(folder), "tokenizer_info": _tokenizer_info(folder),
-        "conv_template": _conversation(config.bos_token_id, list(config.eos_token_id), _eos_text(config, folder)),
+        "tokenizer_files": tokenizer_files(folder), "tokenizer_info": _tokenizer_info(tokenizer),
+        "conv_template": _conversation(config.bos_token_id, list(config.eos_token_id), eos_text),
         "pad_token_id": 0, "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id),
         "model_task": "chat", "embedding_metadata": None,
         "blockffn": {
@@ -73,36 +75,31 @@ def _generation(folder: Path | None) -> dict[str, float]:
     path = folder / "generation_config.json" if folder else None
     if path is None or not path.is_file():
         return _GENERATION_DEFAULTS
-    raw = _json_object(path)
-    chosen = {name: raw.get(name, default) for name, default in _GENERATION_DEFAULTS.items()}
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        chosen = {name: default if raw.get(name) is None else raw[name]
+                  for name, default in _GENERATION_DEFAULTS.items()}
+    except (ValueError, OSError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: not readable as a JSON object ({error})") from None
     for name, value in chosen.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            raise UserError(f"{path}: field {name!r}: expected a number, found {value!r}")
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < float("inf"):
+            raise UserError(f"{path}: field {name!r}: expected a number from 0 up, found {value!r}")
     return chosen
 
 
-def _tokenizer_info(folder: Path | None) -> dict[str, Any]:
-    """How MLC must post-process tokens: byte-level BPE or sentencepiece with byte fall-back."""
+def _tokenizer(folder: Path | None) -> Tokenizer | None:
     path = folder / "tokenizer.json" if folder else None
-    decoder = (_json_object(path).get("decoder") or {}) if path and path.is_file() else {}
-    steps = [step.get("type") for step in decoder.get("decoders", [decoder])]
-    byte_level = "ByteLevel" in steps
+    if path is None or not path.is_file():
+        return None
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path}: not a usable tokenizer ({error})") from None
+
+
+def _tokenizer_info(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """How MLC must post-process tokens: byte-level BPE or sentencepiece with byte fall-back."""
+    decoder = (json.loads(tokenizer.to_str()).get("decoder") or {}) if tokenizer else {}
+    byte_level = "ByteLevel" in [step["type"] for step in decoder.get("decoders", [decoder]) if step]
     return {"token_postproc_method": "byte_level" if byte_level else "byte_fallback",
             "prepend_space_in_encode": not byte_level, "strip_space_in_decode": not byte_level}
-
-
-def _eos_text(config: Any, folder: Path | None) -> str:
-    """The text of the end-of-sequence token, as MLC's templates want it."""
-    path = folder / "tokenizer.json" if folder else None
-    tokens = _json_object(path).get("added_tokens", []) if path and path.is_file() else []
-    return next((token["content"] for token in tokens if token.get("id") == config.eos_token_id[0]), "</s>")
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,11 +52,15 @@ def build_graph(build: Build) -> Graph:
     return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes)
 
 
-def compile_graph(graph: Graph, target: tvm.target.Target) -> relax.VMExecutable:
-    """Lower and generate code. Only our kernels may be left: no operator is legalised, so one without a
-    hand-written kernel stops the build."""
+def compile_graph(graph: Graph, target: tvm.target.Target,
+                  stage: Callable[[str], None] = lambda name: None) -> relax.VMExecutable:
+    """Lower and generate code; ``stage(name)`` is told when either begins. Only our kernels may be left: no
+    operator is legalised, so one without a hand-written kernel stops the build."""
     with tvm.transform.PassContext(opt_level=3):
-        return relax.build(graph.module, target, relax_pipeline=_lowering())
+        stage("lower")
+        lowered = tvm.transform.Sequential(_LOWERING)(graph.module)
+        stage("generate code")
+        return relax.build(lowered, target, relax_pipeline=None)
 
 
 def planned_bytes(graph: Graph) -> int:
@@ -108,10 +113,8 @@ _PLANNING = [
     relax.transform.StaticPlanBlockMemory(),
 ]
 
-
-def _lowering() -> tvm.transform.Pass:
-    transform = relax.transform
-    return tvm.transform.Sequential([
-        *_PLANNING, transform.LowerAllocTensor(), transform.KillAfterLastUse(), transform.LowerRuntimeBuiltin(),
-        transform.ComputePrimValue(), transform.VMShapeLower(), transform.AttachGlobalSymbol(),
-    ])
+_LOWERING = [
+    *_PLANNING,
+    relax.transform.LowerAllocTensor(), relax.transform.KillAfterLastUse(), relax.transform.LowerRuntimeBuiltin(),
+    relax.transform.ComputePrimValue(), relax.transform.VMShapeLower(), relax.transform.AttachGlobalSymbol(),
+]

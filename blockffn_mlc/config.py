@@ -10,6 +10,8 @@ from typing import Any
 from .errors import UserError
 
 MAX_EXPERTS = 1024
+MAX_POSITIONS = 1 << 20
+_LARGEST_FLOAT = 3.4e38  # kernels compute in float32
 MAX_LAYERS = 1024
 EXPERT_SIZE_MULTIPLE = 8
 HIDDEN_SIZE_MULTIPLE = 32
@@ -146,7 +148,9 @@ class BlockFFNConfig:
         for name in ("rms_norm_eps", "scale_emb", "dim_model_base", "scale_depth", "rope_theta",
                      "norm_scale", "rope_scaling_factor"):
             value = getattr(self, name)
-            _expect(0 < value < float("inf"), name, "a positive finite number", value)
+            _expect(0 < value <= _LARGEST_FLOAT, name, "a positive number within float32", value)
+        _expect(self.max_position_embeddings <= MAX_POSITIONS, "max_position_embeddings",
+                f"at most {MAX_POSITIONS}", self.max_position_embeddings)
         _expect(self.attention_type in ("mla", "vanilla"), "attention_type", '"mla" or "vanilla"', self.attention_type)
         _expect(self.ffn_type in ("block", "block_linear"), "ffn_type", '"block" or "block_linear"', self.ffn_type)
         _expect(self.norm_after_router in ("rms", "sum", "none"), "norm_after_router",
@@ -235,6 +239,8 @@ def _rope_scaling_factor(raw: dict[str, Any], values: dict[str, Any], where: str
         # Configurations that this package wrote carry the factor itself.
         return values.get("rope_scaling_factor", 1.0)
     kind = scaling.get("type", scaling.get("rope_type")) if isinstance(scaling, dict) else None
+    if kind == "default":
+        return 1.0
     if kind == "dynamic":
         raise UserError(f"{where}: field 'rope_scaling': 'dynamic' scaling has no well-defined meaning with cached "
                         "keys; expected null or {'type': 'linear', 'factor': F}")

@@ -10,6 +10,7 @@ from .errors import UserError
 _SPEC = re.compile(r"HF://(?P<repo>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?", re.ASCII | re.IGNORECASE)
 # Only what a build reads: no code, no other framework's weights.
 _PATTERNS = ["*.json", "*.safetensors", "pytorch_model*.bin", "tokenizer*"]
+_IGNORED = ["*/*", "*.py"]  # a pattern's * matches slashes too
 
 
 def resolve_model(spec: str) -> Path:
@@ -32,7 +33,8 @@ def resolve_model(spec: str) -> Path:
                         "run: pip install 'blockffn-mlc[hub]'") from None
     repo, revision = match["repo"], match["revision"]
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_PATTERNS,
+                                      ignore_patterns=_IGNORED))
     except GatedRepoError:
         raise UserError(f"model {spec!r}: repository {repo!r} is gated; accept its terms on its page, "
                         "then log in with: hf auth login") from None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 
@@ -27,6 +27,16 @@ class Progress:
         start = time.monotonic()
         with self._console.status(name):
             yield
+        self.note(f"{name:12}{time.monotonic() - start:7.1f} s")
+
+    @contextmanager
+    def stages(self, name: str, names: Sequence[str]) -> Iterator[Callable[[str], None]]:
+        """A bar over named stages; call the result with each name as it begins."""
+        start = time.monotonic()
+        columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
+        with RichProgress(*columns, console=self._console, transient=True) as bar:
+            task = bar.add_task(name, total=len(names))
+            yield lambda stage: bar.update(task, completed=names.index(stage), description=f"{name}: {stage}")
         self.note(f"{name:12}{time.monotonic() - start:7.1f} s")
 
     @contextmanager

@@ -16,12 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import tvm.relax.frontend.nn as nn
 
+from schedules.layout import LAYOUT_VERSION
+
 from .layers import READ
 
 INDEX = "tensor-cache.json"
 ALIGNMENT = 64  # bytes: the runtime maps shards and uses the tensors in place
 SHARD_BYTES = 32 << 20  # MLC's cap; a larger tensor gets a shard of its own
-_JOURNAL = "build.json"
 
 
 class Source(Protocol):
@@ -65,6 +66,30 @@ class Shard:
                          "nbytes": t.nbytes, "byteOffset": t.offset} for t in self.tensors]}
 
 
+class Journal:
+    """What an unfinished build has completed: a line with the identity of the build, then one per finished
+    shard with its MD5. It says which shards to keep."""
+
+    FILE = "build.journal"
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        """Open the journal of ``folder``. One of another build, or an unreadable one, is started anew."""
+        self._path = folder / self.FILE
+        lines = self._path.read_text(errors="replace").splitlines() if self._path.exists() else []
+        self.finished: dict[str, str] = {}
+        if lines[:1] == [identity]:
+            self.finished = dict(line.split(" ", 1) for line in lines[1:] if line.count(" ") == 1)
+        else:
+            _replace_text(self._path, identity + "\n")
+
+    def add(self, file: str, md5: str) -> None:
+        """Record a shard that has its final name."""
+        with open(self._path, "a", encoding="utf-8") as journal:
+            journal.write(f"{file} {md5}\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+
+
 def plan_shards(parameters: list[tuple[str, nn.Parameter]]) -> list[Shard]:
     """Pack the weights into shards in argument order."""
     groups: list[list[Tensor]] = []
@@ -81,67 +106,66 @@ def plan_shards(parameters: list[tuple[str, nn.Parameter]]) -> list[Shard]:
 
 
 def fingerprint(shards: list[Shard], source: str) -> str:
-    """Identifies what a set of shards holds: their plan and the identity of the source."""
-    plan = json.dumps([source, [shard.record() for shard in shards]])
+    """Identifies what a set of shards holds: the plan, the order of weights in memory, the source's content."""
+    plan = json.dumps([LAYOUT_VERSION, source, [shard.record() for shard in shards]])
     return hashlib.sha256(plan.encode()).hexdigest()
 
 
-def write_shards(folder: Path, shards: list[Shard], source: Source, identity: str, jobs: int,
+def write_shards(folder: Path, shards: list[Shard], source: Source, journal: Journal, jobs: int,
                  advance: Callable[[int], None]) -> int:
-    """Write every shard and tensor-cache.json; returns how many shards an earlier, interrupted build had left.
+    """Write every shard, ``jobs`` at a time, and tensor-cache.json. Returns how many the journal let us keep.
 
-    A finished shard has its final name, hence what is there under the same ``identity`` is kept.
-    ``advance(bytes)`` is called for every tensor stored or kept. Raises UserError from the source.
+    ``advance(bytes)`` is called for every tensor stored or kept. Raises UserError from the source, OSError.
     """
-    journal = folder / _JOURNAL
-    if not journal.exists() or json.loads(journal.read_text()).get("identity") != identity:
-        for stale in folder.glob("params_shard_*"):
-            stale.unlink()
-        _replace_text(journal, json.dumps({"identity": identity}))
-    kept = 0
-    with ThreadPoolExecutor(jobs) as pool:
-        for shard in shards:
-            path = folder / shard.file
-            if path.exists() and path.stat().st_size == shard.nbytes:
-                kept += 1
-                advance(sum(tensor.nbytes for tensor in shard.tensors))
-            else:
-                _write_shard(path, shard, source, pool, advance)
+
+    def finish(shard: Shard) -> tuple[bool, str]:
+        path = folder / shard.file
+        md5 = journal.finished.get(shard.file)
+        if md5 is not None and path.is_file() and _md5(path) == md5:
+            advance(sum(tensor.nbytes for tensor in shard.tensors))
+            return True, md5
+        _write_shard(path, shard, source, advance)
+        md5 = _md5(path)
+        journal.add(shard.file, md5)
+        return False, md5
+
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        results = list(pool.map(finish, shards))
+    finally:
+        pool.shutdown(cancel_futures=True)
     total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
     count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard.tensors)
     index = {"metadata": {"ParamSize": sum(len(shard.tensors) for shard in shards), "ParamBytes": total,
                           "BitsPerParam": total * 8 / count},
-             "records": [shard.record() for shard in shards]}
+             "records": [shard.record() | {"md5sum": md5} for shard, (_, md5) in zip(shards, results)]}
     _replace_text(folder / INDEX, json.dumps(index, indent=1))
-    journal.unlink()
-    return kept
+    return sum(kept for kept, _ in results)
 
 
-def _write_shard(path: Path, shard: Shard, source: Source, pool: ThreadPoolExecutor,
-                 advance: Callable[[int], None]) -> None:
+def _write_shard(path: Path, shard: Shard, source: Source, advance: Callable[[int], None]) -> None:
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
-        file.truncate(shard.nbytes)
-
-        def store(tensor: Tensor) -> None:
+        for tensor in shard.tensors:
             values = tensor.read(source)
             if values.shape != tensor.shape or values.dtype != tensor.dtype:
                 raise AssertionError(f"{tensor.name}: planned {tensor.dtype} {tensor.shape}, "
                                      f"made {values.dtype} {values.shape}")
-            _write_at(file.fileno(), memoryview(np.ascontiguousarray(values)).cast("B"), tensor.offset)
+            file.seek(tensor.offset)
+            file.write(memoryview(np.ascontiguousarray(values)).cast("B"))
             advance(tensor.nbytes)
-
-        for _ in pool.map(store, shard.tensors):
-            pass
+        file.truncate(shard.nbytes)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data, offset = data[written:], offset + written
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _replace_text(path: Path, text: str) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LAYOUT_VERSION = 1  # raise it when the bytes stored for the same shapes change
 FLOAT_FORMATS = ("float32", "float16")
 Q4_BLOCK = 32  # outputs, and inputs that share a scale
 Q4_BLOCK_WORDS = {"q4f16_1": 128 + 16, "q4f32_1": 128 + 32}

@@ -13,7 +13,9 @@ from blockffn_mlc.errors import UserError
 from blockffn_mlc.target import Target
 from schedules.tiles import CPU_TILES
 
-_X86_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni", "avx2", "fma", "f16c")
+_X86_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni", "avx512bf16", "avx512fp16",
+                 "avx512ifma", "avx512vbmi", "avx512vbmi2", "avx512bitalg", "avx512vpopcntdq", "avxvnni", "avx2", "avx",
+                 "fma", "f16c", "bmi2", "gfni", "vaes", "vpclmulqdq")
 
 
 def cpu_target(cpu: str = "native") -> Target:
@@ -47,7 +49,11 @@ def vector_unit(features: set[str]) -> str:
 
 def _known(name: str) -> bool:
     generic = tvm.target.Target({"kind": "llvm"})
-    return name in {str(cpu) for cpu in codegen.llvm_get_cpu_archlist(generic)}
+    if name not in {str(cpu) for cpu in codegen.llvm_get_cpu_archlist(generic)}:
+        return False
+    # LLVM aborts the process when asked for 64-bit code for a 32-bit processor.
+    features = codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": name}))
+    return platform.machine() != "x86_64" or "64bit" in {str(feature) for feature in features}
 
 
 def _missing_here() -> set[str]:

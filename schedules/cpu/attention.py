@@ -47,7 +47,7 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
             kv_head = T.floordiv(part, splits)
             first = kv_head * group + T.floormod(part, splits) * share
             own = T.min(T.int64(share), (kv_head + 1) * group - first)
-            seen = _SeenSlots(T.cast(visible[row], "int64"), ancestors, row, past, n)
+            seen = _SeenSlots(T.cast(visible[row], "int64"), ancestors, row, past)
             padded = -(-slots // block) * block
             scores = T.alloc_buffer((share, padded), "float32")
             rows = T.alloc_buffer((block, max(key_dim, value_dim)), "float32")
@@ -84,14 +84,14 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
 class _SeenSlots:
     """The slots a token sees, in order: the visible prefix, then the set bits of its mask."""
 
-    def __init__(self, prefix: Any, ancestors: Any, row: Any, past: Any, n: Any) -> None:
+    def __init__(self, prefix: Any, ancestors: Any, row: Any, past: Any) -> None:
         self._prefix, self._past = prefix, past
         self._nodes = T.alloc_buffer((MAX_TREE_NODES,), "int32")
         found = T.alloc_buffer((1,), "int32")
         T.buffer_store(found, T.int32(0), [0])
         T.buffer_store(self._nodes, T.int32(0), [0])
         any_node = T.bitwise_or(ancestors[row, 0], ancestors[row, 1]) != 0
-        with when(any_node), T.serial(0, T.min(n, MAX_TREE_NODES)) as bit:
+        with when(any_node), T.serial(0, MAX_TREE_NODES) as bit:
             word = T.shift_right(ancestors[row, T.floordiv(bit, 32)], T.cast(T.floormod(bit, 32), "int32"))
             with when(T.bitwise_and(word, T.int32(1)) != 0):
                 T.buffer_store(self._nodes, T.cast(bit, "int32"), [found[0]])

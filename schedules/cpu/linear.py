@@ -44,7 +44,7 @@ def linear(tiles: CpuTiles, inputs: int, outputs: int, dtype: str = "float32", *
             store(y, value, row, column, lanes=lanes)
 
         def emit(token_tile: int) -> None:
-            with T.parallel(0, groups * count) as item:
+            with T.parallel(0, T.int64(groups * count)) as item:
                 group, index = T.floordiv(item, count), T.floormod(item, count)
                 with T.serial(0, tile_rows(n, token_tile)) as block:
                     acc = dot_tile(

@@ -18,7 +18,7 @@ def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, d
                 residual_scale: float) -> tvm.tirx.PrimFunc:
     """y[t, h] = residual[t, h] + residual_scale * sum_i sum_d act[t, i, d] * w[e, h, d], e = ids[chunk(t), i].
 
-    Parameters: act f32 [n, experts, expert_size] (sparse_up); ids int32 [chunks, experts]; counts int32
+    Parameters: act f32 [n, experts, expert_size] as sparse_up leaves it; ids int32 [chunks, experts]; counts int32
     [chunks]; w ``dtype`` [experts, outputs/tile, expert_size, tile]; residual f32 [n, outputs]; y f32
     [n, outputs]. Experts ascend, so that each output is one chain of fma: an expert of the union that
     is inactive for a token adds an exact zero to it.

@@ -20,7 +20,8 @@ def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, dtyp
 
     Parameters: x f32 [n, inputs]; scores f32 [n, experts]; ids int32 [chunks, experts]; counts int32
     [chunks]; w ``dtype`` [experts, expert_size/tile, inputs, tile]; act f32 [n, experts, expert_size],
-    of which only the slots i < counts are written. Weights of experts not listed are never read.
+    indexed by place in the union (the numpy twin: by expert), of which only the places i < counts are
+    written. Weights of experts not listed are never read.
     """
     tile = tiles.expert_tile(expert_size)
     count = expert_size // tile

@@ -131,7 +131,7 @@ class Register:
         return self._buffer[i]
 
     def fma(self, a: Any, b: Any) -> None:
-        """self += a * b with one rounding."""
+        """self += a * b, rounded once where the processor can (all but SSE)."""
         self.set(T.fma(a, b, self.get()))
 
     def sum(self) -> Any:

@@ -1,9 +1,12 @@
 """The artifact that build.py leaves behind, and what it does when something goes wrong on the way."""
 
 import contextlib
+import errno
+import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +20,7 @@ import tvm
 from checkpoints import GQA, MLA, write_random_checkpoint
 
 import build as command
+from blockffn_mlc import builder, staging
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,32 +100,138 @@ def test_a_killed_build_leaves_no_artifact_and_resumes(tmp_path):
     process = subprocess.Popen([sys.executable, ROOT / "build.py", *map(str, arguments)], cwd=ROOT)
     staging = tmp_path / "artifact.partial"
     deadline = time.monotonic() + 120
-    while len(list(staging.glob("params_shard_*.bin"))) < 3 and time.monotonic() < deadline:
+    while len(journal_lines(staging)) < 3 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    finished = {path.name: path.stat().st_mtime_ns for path in staging.glob("params_shard_*.bin")}
+    finished = [line.split()[0] for line in journal_lines(staging)]
+    changed = {name: (staging / name).stat().st_mtime_ns for name in finished}
     assert len(finished) >= 3 and not out.exists()
     result = json.loads(build(*arguments, "--json").stdout)
     assert result["kept_shards"] == len(finished) < result["shards"]
     assert not staging.exists()
-    for name, changed in finished.items():
-        assert (out / name).stat().st_mtime_ns == changed
+    assert all((out / name).stat().st_mtime_ns == time for name, time in changed.items())
     index = json.loads((out / "tensor-cache.json").read_text())
-    assert all((out / shard["dataPath"]).stat().st_size == shard["nbytes"] for shard in index["records"])
+    for shard in index["records"]:
+        assert hashlib.md5((out / shard["dataPath"]).read_bytes()).hexdigest() == shard["md5sum"]
 
 
-def test_shards_of_another_model_are_not_kept(checkpoint, artifact, tmp_path):
-    out, other = tmp_path / "artifact", tmp_path / "other"
-    staging = tmp_path / "artifact.partial"
-    staging.mkdir()
-    size = (artifact[0] / "params_shard_0.bin").stat().st_size
-    (staging / "params_shard_0.bin").write_bytes(bytes(size))
-    (staging / "build.json").write_text('{"identity": "another"}')
-    write_random_checkpoint(other, MLA)
-    result = build("--model", checkpoint, "-o", out, "--quantization", "q0f32", "--json")
-    assert json.loads(result.stdout)["kept_shards"] == 0
-    assert contents(out) == contents(artifact[0])
+def journal_lines(staging):
+    """Complete lines about shards in the journal of an unfinished build."""
+    with contextlib.suppress(OSError):
+        return [line for line in (staging / "build.journal").read_text().split("\n")[1:-1]]
+    return []
+
+
+def interrupt(checkpoint, out, monkeypatch):
+    """Leave what a build leaves that is stopped just before the artifact gets its name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert build("--model", checkpoint, "-o", out, "--quantization", "q0f32", check=False).returncode == 130
+    assert not out.exists()
+    return out.with_name(f"{out.name}.partial")
+
+
+def test_what_an_interrupted_build_finished_is_kept(checkpoint, artifact, tmp_path, monkeypatch):
+    out = tmp_path / "artifact"
+    leftover = interrupt(checkpoint, out, monkeypatch)
+    (leftover / "lib" / "blockffn-half-linked.so").write_text("junk")
+    result = json.loads(build("--model", checkpoint, "-o", out, "--quantization", "q0f32", "--json").stdout)
+    assert result["kept_shards"] == result["shards"]
+    assert contents(out) == contents(artifact[0]) and len(list((out / "lib").iterdir())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+    assert not {".lock", "build.journal"} & {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("spoil", ["shard", "journal", "another model"])
+def test_what_is_not_valid_is_not_kept(checkpoint, artifact, tmp_path, monkeypatch, spoil):
+    out = tmp_path / "artifact"
+    leftover = interrupt(checkpoint, out, monkeypatch)
+    shard = leftover / "params_shard_0.bin"
+    if spoil == "shard":
+        shard.write_bytes(bytes(shard.stat().st_size))
+    elif spoil == "journal":
+        (leftover / "build.journal").write_bytes(b"\xff\x00{")
+    else:
+        os.utime(checkpoint / "model.safetensors")  # the source has changed
+    result = json.loads(build("--model", checkpoint, "-o", out, "--quantization", "q0f32", "--json").stdout)
+    assert result["kept_shards"] == 0 and contents(out) == contents(artifact[0])
+
+
+def test_an_artifact_being_replaced_is_restored(checkpoint, tmp_path, monkeypatch):
+    out = tmp_path / "artifact"
+    build("--model", checkpoint, "-o", out, "--quantization", "q0f32")
+    replace = os.replace
+
+    def stop_after_the_first(source, target):
+        replace(source, target)
+        if Path(target).name == ".replaced":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.os, "replace", stop_after_the_first)
+        assert build("--model", checkpoint, "-o", out, "--quantization", "q0f16", check=False).returncode == 130
+    assert not out.exists()
+    assert build("--model", checkpoint, "-o", out, "--quantization", "q0f16", "--cpu", "native",
+                 "--jobs", 1).returncode == 0
+    assert json.loads((out / "mlc-chat-config.json").read_text())["quantization"] == "q0f16"
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"] and not (out / ".replaced").exists()
+
+
+def test_two_builds_of_one_artifact_do_not_meet(checkpoint, tmp_path):
+    out = tmp_path / "artifact"
+    with staging.staging_folder(out, "first"):
+        result = build("--model", checkpoint, "-o", out, check=False)
+        assert result.returncode == 1 and "another build" in result.stderr
+
+
+def test_nothing_of_the_users_is_touched(checkpoint, tmp_path):
+    out = tmp_path / "artifact"
+    for folder in ("artifact.old", "artifact.partial"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "precious.txt").write_text("mine")
+    result = build("--model", checkpoint, "-o", out, check=False)
+    assert result.returncode == 1 and "artifact.partial" in result.stderr and "move it away" in result.stderr
+    (tmp_path / "artifact.partial").rename(tmp_path / "elsewhere")
+    build("--model", checkpoint, "-o", out)
+    build("--model", checkpoint, "-o", out)
+    assert all((tmp_path / folder / "precious.txt").read_text() == "mine" for folder in ("artifact.old", "elsewhere"))
+
+
+def test_a_full_disk_gets_one_sentence(checkpoint, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "params_shard_0.bin")
+
+    monkeypatch.setattr(os, "fsync", full)
+    result = build("--model", checkpoint, "-o", tmp_path / "artifact", check=False)
+    assert result.returncode == 1 and "No space left" in result.stderr and "params_shard_0.bin" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_compiler_gets_one_sentence(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder.cc, "get_cc", lambda: None)
+    result = build("--model", checkpoint, "-o", tmp_path / "artifact", check=False)
+    assert result.returncode == 1 and "C++ compiler" in result.stderr and "CXX" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_current_folder_can_become_the_artifact(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    build("--model", checkpoint, "-o", ".")
+    assert (tmp_path / "here" / "mlc-chat-config.json").is_file()
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("tokenizer.json", "{}"), ("tokenizer.json", "not json"), ("generation_config.json", "[1]"),
+    ("generation_config.json", '{"temperature": NaN}'), ("generation_config.json", '{"top_p": "high"}')])
+def test_bad_side_files_are_refused_before_any_work(checkpoint, tmp_path, name, text):
+    model = tmp_path / "model"
+    shutil.copytree(checkpoint, model)
+    (model / name).write_text(text)
+    result = build("--model", model, "-o", tmp_path / "out", check=False)
+    assert result.returncode == 1 and name in result.stderr and "Traceback" not in result.stderr
+    assert "compile" not in result.stderr and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_bad_weights_stop_the_build_and_leave_nothing(tmp_path):
@@ -150,6 +260,10 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     (["--target", "toaster"], 1, ["--target toaster", "cpu"]),
     (["--quantization", "q3"], 1, ["--quantization q3", "q0f32"]),
     (["--cpu", "i8086x"], 1, ["--cpu i8086x", "native"]),
+    (["--cpu", "i686"], 1, ["--cpu i686", "native"]),
+    (["--context-window", "0"], 1, ["--context-window 0"]),
+    (["--prefill-chunk", "0"], 1, ["--prefill-chunk 0"]),
+    (["--quantization", "q4f16_1"], 1, ["--quantization q4f16_1", "no kernels", "q0f16"]),
     (["--model", "no/such/folder"], 1, ["no/such/folder", "demo"]),
     (["--model", "huge@random"], 1, ["huge", "xlarge"]),
     (["--context-window", "99999999"], 1, ["--context-window", "max_position_embeddings"]),

@@ -104,6 +104,8 @@ def test_other_models():
 def test_rope_scaling():
     linear = BlockFFNConfig.from_dict(RELEASED | {"rope_scaling": {"type": "linear", "factor": 2}})
     assert linear.rope_scaling_factor == 2.0
+    unscaled = BlockFFNConfig.from_dict(RELEASED | {"rope_scaling": {"rope_type": "default"}})
+    assert unscaled.rope_scaling_factor == 1.0
     refused({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling", "dynamic", "linear")
     refused({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_scaling", "yarn")
     refused({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor", "float")

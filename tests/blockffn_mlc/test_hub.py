@@ -1,6 +1,7 @@
 """Model specifications, with a stand-in for huggingface_hub: nothing here touches a network."""
 
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -30,8 +31,8 @@ def hub(monkeypatch, tmp_path):
         setattr(errors, kind.__name__, kind)
     hub.calls, hub.failure = [], None
 
-    def snapshot_download(repo_id, *, revision=None, allow_patterns=None):
-        hub.calls.append((repo_id, revision, allow_patterns))
+    def snapshot_download(repo_id, *, revision=None, allow_patterns=None, ignore_patterns=None):
+        hub.calls.append((repo_id, revision, allow_patterns, ignore_patterns))
         if hub.failure:
             raise hub.failure
         return str(tmp_path)
@@ -53,11 +54,14 @@ def test_folder_is_passed_through(hub, spec):
     ("hf://org/re.po_1@v1.0", "org/re.po_1", "v1.0"), ("HF://org/repo@refs/pr/2", "org/repo", "refs/pr/2")])
 def test_download(hub, tmp_path, spec, repo, revision):
     assert resolve_model(spec) == tmp_path
-    (called_repo, called_revision, patterns), = hub.calls
+    (called_repo, called_revision, patterns, ignored), = hub.calls
     assert (called_repo, called_revision) == (repo, revision)
     for name in ("config.json", "model.safetensors.index.json", "model-00001-of-00002.safetensors",
                  "pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "tokenizer.model"):
-        assert any(Path(name).match(pattern) for pattern in patterns)
+        assert any(fnmatch(name, pattern) for pattern in patterns)
+        assert not any(fnmatch(name, pattern) for pattern in ignored)
+    for name in ("onnx/model.safetensors", "checkpoint-100/config.json", "tokenizer_tool.py"):
+        assert any(fnmatch(name, pattern) for pattern in ignored)
     for name in ("modeling_minicpm.py", "training_args.bin", "optimizer.pt", "tf_model.h5"):
         assert not any(Path(name).match(pattern) for pattern in patterns)
 
