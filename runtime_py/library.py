@@ -15,7 +15,7 @@ from .tvm_runtime import aligned_zeros, installed_version, load_runtime
 from .weights import ALIGNMENT, check_weights
 
 _CPU, _POOLED_ALLOCATOR = 1, 2
-_FUNCTIONS = ("_metadata", "forward", "commit")
+_FUNCTIONS = ("_metadata", "commit", "forward", "forward_dense")
 
 
 class Library:
@@ -29,7 +29,7 @@ class Library:
         try:
             self._vm = self._ffi.load_module(str(artifact.library))["vm_load_executable"]()
             self._vm["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
-            metadata, self._forward, self._commit = (self._vm[name] for name in _FUNCTIONS)
+            metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
         except (RuntimeError, AttributeError) as error:
             raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
                             "rebuild the artifact with build.py") from None
@@ -46,10 +46,12 @@ class Library:
                                   for _ in range(artifact.config.num_hidden_layers)])
 
     def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
-                rows: np.ndarray, past: int, caches: Any) -> tuple[np.ndarray, list[np.ndarray]]:
-        """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E]; writes caches."""
+                rows: np.ndarray, past: int, caches: Any, *,
+                dense: bool = False) -> tuple[np.ndarray, list[np.ndarray]]:
+        """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E]; writes caches.
+        ``dense`` computes every expert, to compare with: the same numbers, more work."""
         tensors = [self._copy(array) for array in (ids, positions, visible, ancestors, rows)]
-        logits, scores = self._call(self._forward, *tensors, self._ffi.Shape([past]), caches, self._params)
+        logits, scores = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
         return np.from_dlpack(logits), [np.from_dlpack(score) for score in scores]
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
