@@ -13,11 +13,9 @@ def locality_loss(router_logits: Tensor) -> Tensor:
     """Activation locality: neighbouring tokens should agree on which experts they activate.
 
     Binary cross-entropy between the steep sigmoids of each token's router logits and of the next
-    token's, after scaling a layer's logits to root mean square 1: the router's norm makes the model
-    indifferent to their scale, and a router would rather shrink them than agree with its neighbours.
-    ``router_logits`` is float32 [L, B, T, E]; returns a scalar, the mean over everything.
+    token's. ``router_logits`` is float32 [L, B, T, E]; returns a scalar, the mean over everything.
     """
-    steep = STEEPNESS * router_logits * torch.rsqrt(router_logits.square().mean((1, 2, 3), keepdim=True) + 1e-12)
+    steep = STEEPNESS * router_logits
     return F.binary_cross_entropy_with_logits(steep[:, :, :-1], steep[:, :, 1:].sigmoid())
 
 
@@ -32,18 +30,36 @@ def chunk_loss(router_logits: Tensor, length: int) -> Tensor:
     return 1 - log_inactive.exp().mean()
 
 
-def usage_loss(router_logits: Tensor, target: float) -> Tensor:
-    """How far each expert's share of active tokens is from ``target``: Bernoulli divergence KL(target || share).
+def budget_loss(router_logits: Tensor, length: int, target: float) -> Tensor:
+    """How far the share of active experts in chunks of ``length`` tokens is from ``target``: KL(target || share).
 
-    Not in the paper: without it a model as small as the demo settles on the same few experts for every token,
-    which is sparse but pointless. The share is exact; its gradient is that of a sigmoid as wide as the layer's
-    router logits. ``router_logits`` is float32 [L, B, T, E]; returns a scalar, the mean over layers and experts.
+    Not in the paper, whose losses alone hardly make activations last within the demo's short training. With
+    ``length`` 1 it steers the sparsity of a token, with 8 that of eight consecutive ones. The share is the
+    mean over everything, so experts and layers may differ. ``router_logits`` is float32 [L, B, T, E] with T a
+    multiple of ``length``; returns a scalar.
     """
-    width = router_logits.detach().square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-6
-    soft = (4 * router_logits / width).sigmoid().mean((1, 2))
-    hard = (router_logits > 0).float().mean((1, 2))
-    share = (soft + (hard - soft).detach()).clamp(1e-3, 1 - 1e-3)
-    return (target * (target / share).log() + (1 - target) * ((1 - target) / (1 - share)).log()).mean()
+    share = active_shares(router_logits, length).mean()
+    return target * (target / share).log() + (1 - target) * ((1 - target) / (1 - share)).log()
+
+
+def idle_loss(router_logits: Tensor, floor: float) -> Tensor:
+    """Mean over layers and experts of log(floor / share) where an expert's share of active tokens is below ``floor``.
+
+    Not in the paper: it brings idle experts back. ``router_logits`` is float32 [L, B, T, E]; returns a scalar.
+    """
+    return F.relu((floor / active_shares(router_logits, 1)).log()).mean()
+
+
+def active_shares(router_logits: Tensor, length: int) -> Tensor:
+    """Share of chunks of ``length`` tokens in which each expert is active, float32 [L, E].
+
+    The value is exact; the gradient is that of a sigmoid as wide as the expert's highest router logits of a chunk.
+    """
+    highest = router_logits.unflatten(2, (-1, length)).amax(3)
+    width = highest.detach().abs().mean((1, 2), keepdim=True) + 1e-6
+    soft = (4 * highest / width).sigmoid().mean((1, 2))
+    hard = (highest > 0).float().mean((1, 2)).clamp(1e-3, 1 - 1e-3)
+    return soft + (hard - soft).detach()
 
 
 def probabilities(router_logits: Tensor) -> Tensor:
@@ -83,28 +99,3 @@ class AdaptiveFactor:
             gamma = mean / self.previous
             self.value = min(self.most, self.value * (max(self.GAMMA_MIN, gamma) if gamma > 1 else gamma))
         self.previous = mean
-
-
-class TargetFactor:
-    """The weight of the locality loss, steered so that the chunk sparsity reaches ``target``.
-
-    Every ``window`` steps it grows by 5% while the mean chunk sparsity of the window is below the target, and
-    shrinks by 5% otherwise, between the first value and ``limit`` times it.
-    """
-
-    RATE = 1.05
-
-    def __init__(self, start: float, target: float, window: int, limit: float = 20.0) -> None:
-        self.value, self.least, self.most = start, start, start * limit
-        self.target, self.window = target, window
-        self.steps, self.total = 0, 0.0
-
-    def update(self, sparsity: float) -> None:
-        """Take in one step's chunk sparsity."""
-        self.steps += 1
-        self.total += sparsity
-        if self.steps % self.window:
-            return
-        mean, self.total = self.total / self.window, 0.0
-        factor = self.value * (self.RATE if mean < self.target else 1 / self.RATE)
-        self.value = min(self.most, max(self.least, factor))

@@ -27,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_data import BOS, EOS, FOLDER, UNK, read_documents, token_stream, write  # noqa: E402
-from demo_losses import AdaptiveFactor, TargetFactor, chunk_loss, chunk_sparsity, locality_loss, usage_loss  # noqa: E402
+from demo_losses import AdaptiveFactor, budget_loss, chunk_loss, chunk_sparsity, idle_loss, locality_loss  # noqa: E402
 
 from blockffn_mlc.config import BlockFFNConfig  # noqa: E402
 from blockffn_mlc.errors import UserError  # noqa: E402
@@ -39,15 +39,18 @@ CONFIG = BlockFFNConfig(
     ffn_type="block", norm_after_router="rms", rms_norm_eps=1e-5, scale_emb=12.0, dim_model_base=128.0,
     scale_depth=1.4, tie_word_embeddings=True, max_position_embeddings=1024, bos_token_id=BOS, eos_token_id=(EOS,))
 BATCH_TOKENS = 4096
+CLS_LENGTH = 8
 # Most steps see short windows, which are cheaper; the last ones teach the whole context.
 SHORT, LONG, LONG_SHARE = 256, 1024, 0.1
 LEARNING_RATE, WARMUP, FINAL_SHARE = 3e-3, 100, 0.02
 WEIGHT_DECAY, BETAS, CLIP = 0.1, (0.9, 0.95), 1.0
+# The sparsity losses start once the network models language roughly, and grow to their full weights.
+SPARSE_FROM, SPARSE_RAMP = 700, 100
 LOG_EVERY, SAVE_EVERY = 10, 50
 # Every fourth held-out chapter is bundled with the model.
 HELD_OUT_SAMPLE = 4
-COLUMNS = ("step", "learning_rate", "lm_loss", "locality_loss", "locality_factor", "chunk_loss", "chunk_factor",
-           "usage_loss", "tls", "cls_8")
+COLUMNS = ("step", "learning_rate", "lm_loss", "locality_loss", "chunk_loss", "chunk_factor",
+           "budget_loss", "idle_loss", "tls", "cls_8")
 
 
 def main() -> None:
@@ -55,12 +58,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder that receives the trained model")
     parser.add_argument("--dense", action="store_true", help="leave out both sparsity losses")
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("--locality", type=float, default=1e-2, help="first weight of the locality loss")
-    parser.add_argument("--cls8", type=float, default=0.62, help="chunk sparsity that the locality loss is to reach")
-    parser.add_argument("--chunk", type=float, default=0.5, help="first weight of the chunk loss")
+    parser.add_argument("--locality", type=float, default=1.5e-2, help="weight of the locality loss")
+    parser.add_argument("--chunk", type=float, default=0.2, help="first weight of the chunk loss")
     parser.add_argument("--chunk-length", type=int, default=16)
-    parser.add_argument("--usage", type=float, default=1.0, help="weight of the usage loss")
-    parser.add_argument("--share", type=float, default=0.2, help="target share of active experts")
+    parser.add_argument("--budget", type=float, default=3.0, help="weight of the budget losses")
+    parser.add_argument("--token-share", type=float, default=0.19, help="target share of active experts per token")
+    parser.add_argument("--chunk-share", type=float, default=0.31, help="the same for eight consecutive tokens")
+    parser.add_argument("--idle", type=float, default=0.5, help="weight of the idle loss")
+    parser.add_argument("--floor", type=float, default=0.03, help="share of tokens that every expert is to serve")
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -94,8 +99,7 @@ class Run:
         vectors = [tensor for tensor in self.tensors.values() if tensor.ndim == 1]
         self.optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": WEIGHT_DECAY},
                                             {"params": vectors, "weight_decay": 0.0}], betas=BETAS, fused=True)
-        self.chunk_factor = AdaptiveFactor(args.chunk, window=50, stable=args.steps // 10)
-        self.locality_factor = TargetFactor(args.locality, args.cls8, window=10)
+        self.chunk_factor = AdaptiveFactor(args.chunk, window=50, stable=SPARSE_FROM + SPARSE_RAMP)
         self.step, self.recent, self.history = 0, [], []
         if self.checkpoint.exists():
             self._resume()
@@ -111,20 +115,20 @@ class Run:
             output = self.model.forward(windows[:, :-1])
         lm = F.cross_entropy(output.logits.flatten(0, 1), windows[:, 1:].flatten())
         logits = output.router_logits
-        with torch.set_grad_enabled(not args.dense):
-            locality, usage = locality_loss(logits), usage_loss(logits, args.share)
-            chunk = chunk_loss(logits, args.chunk_length)
-            sparse = self.locality_factor.value * locality + self.chunk_factor.value * chunk + args.usage * usage
-        loss = lm if args.dense else lm + sparse
-        loss.backward()
+        ramp = 0.0 if args.dense else min(1.0, max(0.0, (self.step - SPARSE_FROM) / SPARSE_RAMP))
+        with torch.set_grad_enabled(ramp > 0):
+            locality, chunk = locality_loss(logits), chunk_loss(logits, args.chunk_length)
+            budget = budget_loss(logits, 1, args.token_share) + budget_loss(logits, CLS_LENGTH, args.chunk_share)
+            idle = idle_loss(logits, args.floor)
+            sparse = (args.locality * locality + self.chunk_factor.value * chunk + args.budget * budget
+                      + args.idle * idle)
+        (lm + ramp * sparse).backward()
         torch.nn.utils.clip_grad_norm_(self.tensors.values(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        cls8 = chunk_sparsity(logits, 8)
-        self.recent.append((rate, lm.item(), locality.item(), self.locality_factor.value, chunk.item(),
-                            self.chunk_factor.value, usage.item(), (logits <= 0).float().mean().item(), cls8))
+        self.recent.append((rate, lm.item(), locality.item(), chunk.item(), self.chunk_factor.value, budget.item(),
+                            idle.item(), chunk_sparsity(logits, 1), chunk_sparsity(logits, CLS_LENGTH)))
         self.chunk_factor.update(chunk.item())
-        self.locality_factor.update(cls8)
         self.step += 1
 
     def _windows(self) -> Tensor:
@@ -143,7 +147,7 @@ class Run:
     def save(self) -> None:
         temporary = self.checkpoint.with_suffix(".tmp")
         torch.save({"step": self.step, "tensors": self.tensors, "optimizer": self.optimizer.state_dict(),
-                    "chunk_factor": vars(self.chunk_factor), "locality_factor": vars(self.locality_factor),
+                    "chunk_factor": vars(self.chunk_factor),
                     "recent": self.recent, "history": self.history}, temporary)
         os.replace(temporary, self.checkpoint)
 
@@ -154,7 +158,6 @@ class Run:
                 tensor.copy_(state["tensors"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         vars(self.chunk_factor).update(state["chunk_factor"])
-        vars(self.locality_factor).update(state["locality_factor"])
         self.step, self.recent, self.history = state["step"], state["recent"], state["history"]
         print(f"resuming {self.checkpoint} at step {self.step}", file=sys.stderr)
 

@@ -10,11 +10,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 from demo_losses import (  # noqa: E402
     AdaptiveFactor,
-    TargetFactor,
+    budget_loss,
     chunk_loss,
     chunk_sparsity,
+    idle_loss,
     locality_loss,
-    usage_loss,
 )
 
 
@@ -24,17 +24,10 @@ def logits():
 
 
 def test_locality_loss_is_the_cross_entropy_of_neighbouring_tokens(logits):
-    logits = logits.double()
-    total = 0.0
-    for layer in logits:
-        steep = 100 * layer / math.sqrt((layer**2).mean())
-        target = 1 / (1 + (-steep[:, 1:]).exp())
-        total += (target * (1 + (-steep[:, :-1]).exp()).log() + (1 - target) * (1 + steep[:, :-1].exp()).log()).mean()
-    assert locality_loss(logits).item() == pytest.approx(total.item() / 2, rel=1e-9)
-
-
-def test_locality_loss_does_not_depend_on_the_scale_of_the_logits(logits):
-    torch.testing.assert_close(locality_loss(logits / 1000), locality_loss(logits), rtol=1e-4, atol=0)
+    small = (logits / 100).double()
+    own, following = (100 * small[:, :, :-1]).sigmoid(), (100 * small[:, :, 1:]).sigmoid()
+    expected = -(following * own.log() + (1 - following) * (1 - own).log()).mean()
+    torch.testing.assert_close(locality_loss(small), expected)
 
 
 def test_locality_loss_is_lower_when_neighbours_agree(logits):
@@ -49,12 +42,34 @@ def test_chunk_loss_is_the_expected_share_of_active_experts(logits):
     assert chunk_loss(logits.double(), 4).item() == pytest.approx(sum(shares) / len(shares), rel=1e-9)
 
 
-def test_usage_loss_is_zero_at_the_target_and_pulls_towards_it(logits):
-    half = torch.cat([logits.abs(), -logits.abs()], 2)
-    assert usage_loss(half, 0.5).item() == pytest.approx(0, abs=1e-6)
-    half.requires_grad_()
-    usage_loss(half, 0.2).backward()
+@pytest.mark.parametrize("length", [1, 8])
+def test_budget_loss_is_zero_at_the_target_and_pulls_towards_it(logits, length):
+    half = torch.cat([logits.abs(), -logits.abs()], 2).requires_grad_()
+    assert budget_loss(half, length, 0.5).item() == pytest.approx(0, abs=1e-6)
+    expected = 0.2 * math.log(0.2 / 0.5) + 0.8 * math.log(0.8 / 0.5)
+    loss = budget_loss(half, length, 0.2)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
     assert (half.grad >= 0).all() and half.grad.sum() > 0
+
+
+def test_budget_loss_of_chunks_acts_on_their_highest_logits(logits):
+    logits.requires_grad_()
+    budget_loss(logits, 8, 0.1).backward()
+    touched = (logits.grad != 0).unflatten(2, (-1, 8))
+    assert (touched.sum(3) <= 1).all() and touched.any()
+
+
+def test_idle_loss_wakes_idle_experts_only(logits):
+    logits = logits.abs()
+    logits[0, :, :, 2] *= -1
+    logits.requires_grad_()
+    loss = idle_loss(logits, 0.03)
+    assert loss.item() == pytest.approx(math.log(0.03 / 1e-3) / 10, rel=1e-4)
+    loss.backward()
+    assert (logits.grad[0, :, :, 2] < 0).any()
+    logits.grad[0, :, :, 2] = 0
+    assert not logits.grad.any()
 
 
 def test_chunk_sparsity_counts_disjoint_windows():
@@ -71,12 +86,3 @@ def test_adaptive_factor_follows_the_loss():
         factor.update(loss)
         values.append(factor.value)
     assert values == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5125, 0.5125, 1.1])
-
-
-def test_target_factor_grows_until_the_target_is_reached():
-    factor = TargetFactor(1.0, target=0.6, window=2, limit=1.1)
-    values = []
-    for sparsity in (0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9, 0.9):
-        factor.update(sparsity)
-        values.append(factor.value)
-    assert values == pytest.approx([1, 1.05, 1.05, 1.1, 1.1, 1.1, 1.1, 1.1 / 1.05])
