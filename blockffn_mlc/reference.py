@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checkpoint import open_checkpoint
 from .config import LATENT_NORM_EPS, BlockFFNConfig
 
 
@@ -43,6 +45,12 @@ class Reference:
         self.config = config
         self.tensors = tensors
         self.dropout = dropout
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reference:
+        """The model of a checkpoint folder. Raises UserError as ``open_checkpoint`` and its ``read`` do."""
+        checkpoint = open_checkpoint(folder)
+        return cls(checkpoint.config, {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.expected})
 
     def forward(self, ids: Tensor) -> ReferenceOutput:
         """Causal pass over ``ids`` (integer [B, T]), positions from 0."""

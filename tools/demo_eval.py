@@ -16,14 +16,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_data import BOS, EOS, encode, read_documents  # noqa: E402
 
-from blockffn_mlc.config import BlockFFNConfig  # noqa: E402
 from blockffn_mlc.errors import UserError  # noqa: E402
 from blockffn_mlc.reference import Reference  # noqa: E402
 
@@ -34,18 +32,12 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="default: heldout.txt in the model's folder")
     parser.add_argument("--prompt", help="continue this text instead, sampling at temperature 0.8, top-p 0.9")
     args = parser.parse_args()
-    model = load(args.model)
+    model = Reference.load(args.model)
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     if args.prompt is not None:
         print(sample(model, tokenizer, args.prompt))
     else:
         print(json.dumps(measure(model, tokenizer, read_documents(args.text or args.model / "heldout.txt")), indent=2))
-
-
-def load(folder: Path) -> Reference:
-    """The checkpoint as trained: one safetensors file with canonical names."""
-    tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-    return Reference(BlockFFNConfig.from_file(folder / "config.json"), tensors)
 
 
 @torch.no_grad()

@@ -11,13 +11,15 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import demo_eval  # noqa: E402
 from demo_data import read_documents  # noqa: E402
 
+from blockffn_mlc.reference import Reference  # noqa: E402
+
 DEMO = Path(__file__).parents[2] / "blockffn_mlc" / "demo"
 
 
 @pytest.fixture(scope="module")
 def figures():
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
-    return demo_eval.measure(demo_eval.load(DEMO), tokenizer, read_documents(DEMO / "heldout.txt"))
+    return demo_eval.measure(Reference.load(DEMO), tokenizer, read_documents(DEMO / "heldout.txt"))
 
 
 def test_sparsity_of_tokens_and_of_chunks(figures):

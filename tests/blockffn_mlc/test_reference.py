@@ -6,24 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from blockffn_mlc.config import BlockFFNConfig
 from blockffn_mlc.reference import Reference
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def load(name):
-    config = BlockFFNConfig.from_file(GOLDEN / name / "config.json")
-    tensors = {key: value.float() for key, value in load_file(GOLDEN / name / "model.safetensors").items()}
-    if config.ffn_type == "block_linear":
-        for key, value in tensors.items():
-            if key.endswith("mlp.up_proj"):
-                tensors[key] = value.unflatten(0, (config.num_experts, config.expert_size))
-            elif key.endswith("mlp.down_proj"):
-                tensors[key] = value.unflatten(1, (config.num_experts, config.expert_size)).transpose(0, 1)
-    return config, tensors
 
 
 def nmse(actual, expected):
@@ -34,13 +20,13 @@ def nmse(actual, expected):
 
 @pytest.fixture(params=["mla_block", "gqa_block_linear"])
 def golden(request):
-    return *load(request.param), dict(np.load(GOLDEN / request.param / "expected.npz"))
+    return Reference.load(GOLDEN / request.param), dict(np.load(GOLDEN / request.param / "expected.npz"))
 
 
 @torch.no_grad()
 def test_matches_the_original_implementation(golden):
-    config, tensors, expected = golden
-    output = Reference(config, tensors).forward(torch.from_numpy(expected["ids"]))
+    reference, expected = golden
+    output = reference.forward(torch.from_numpy(expected["ids"]))
     assert nmse(output.logits[0], expected["logits"]) <= 1e-10
     assert nmse(output.router_scores[:, 0], expected["router_scores"]) <= 1e-10
     assert nmse(output.last_hidden[0], expected["last_hidden"]) <= 1e-10
@@ -49,8 +35,7 @@ def test_matches_the_original_implementation(golden):
 
 @torch.no_grad()
 def test_logits_do_not_depend_on_later_tokens_or_other_sequences(golden):
-    config, tensors, expected = golden
-    reference = Reference(config, tensors)
+    reference, expected = golden
     ids = torch.from_numpy(expected["ids"])
     whole = reference.forward(torch.cat([ids, ids.flip(1)])).logits[0, :20]
     assert nmse(reference.forward(ids[:, :20]).logits[0], whole) <= 1e-12
@@ -59,9 +44,9 @@ def test_logits_do_not_depend_on_later_tokens_or_other_sequences(golden):
 @torch.no_grad()
 @pytest.mark.parametrize("norm", ["sum", "none"])
 def test_other_router_norms(norm):
-    config, tensors = load("mla_block")
-    ids = torch.arange(16)[None]
-    output = Reference(replace(config, norm_after_router=norm, norm_scale=2.0), tensors).forward(ids)
+    reference = Reference.load(GOLDEN / "mla_block")
+    reference.config = replace(reference.config, norm_after_router=norm, norm_scale=2.0)
+    output = reference.forward(torch.arange(16)[None])
     scores = output.router_logits.clamp(min=0)
     if norm == "sum":
         scores = scores / (scores.sum(-1, keepdim=True) * 2 + 1e-5)
@@ -72,20 +57,21 @@ def test_other_router_norms(norm):
 @torch.no_grad()
 def test_inactive_experts_contribute_nothing(golden):
     """Zeroing the weights of every expert that no token activates leaves the logits as they are."""
-    config, tensors, expected = golden
+    reference, expected = golden
     ids = torch.from_numpy(expected["ids"])[:, :2]
-    before = Reference(config, tensors).forward(ids)
+    before = reference.forward(ids)
     silent = ~(before.router_logits > 0).any(2).any(1)
     assert silent.any()
-    for layer in range(config.num_hidden_layers):
+    for layer in range(reference.config.num_hidden_layers):
         for kind in ("up", "down"):
-            tensors[f"model.layers.{layer}.mlp.{kind}_proj"][silent[layer]] = 0
-    assert torch.equal(Reference(config, tensors).forward(ids).logits, before.logits)
+            reference.tensors[f"model.layers.{layer}.mlp.{kind}_proj"][silent[layer]] = 0
+    assert torch.equal(reference.forward(ids).logits, before.logits)
 
 
 def test_every_tensor_receives_a_gradient():
-    config, tensors = load("mla_block")
-    for tensor in tensors.values():
+    reference = Reference.load(GOLDEN / "mla_block")
+    reference.dropout = 0.1
+    for tensor in reference.tensors.values():
         tensor.requires_grad_()
-    Reference(config, tensors, dropout=0.1).forward(torch.arange(64)[None]).logits.square().mean().backward()
-    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in tensors.values())
+    reference.forward(torch.arange(64)[None]).logits.square().mean().backward()
+    assert all(tensor.grad is not None and tensor.grad.abs().sum() > 0 for tensor in reference.tensors.values())

@@ -10,7 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import demo_data  # noqa: E402
 import train_demo  # noqa: E402
-from demo_eval import load  # noqa: E402
+
+from blockffn_mlc.reference import Reference  # noqa: E402
 
 TEXT = "".join(f"Gen{chapter}:{verse} And there was chapter {chapter}, verse {verse}.\n"
                for chapter in range(1, 51) for verse in range(1, 4))
@@ -50,7 +51,7 @@ def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(folder):
 def test_export_holds_the_weights_in_bfloat16_and_the_released_names(folder):
     run = trained("model")
     train_demo.export(run.tensors, folder / "model", run.history)
-    model = load(folder / "model")
+    model = Reference.load(folder / "model")
     assert model.config == train_demo.CONFIG
     assert set(model.tensors) == set(run.tensors)
     for name, tensor in model.tensors.items():
