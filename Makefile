@@ -20,7 +20,7 @@ $(VENV)/.test: $(VENV)/.core
 
 demo: $(VENV)/.core
 	$(BIN)/python build.py
-	$(BIN)/python -m runtime_py generate $(DEMO) --prompt "$(PROMPT)" --max-tokens 64
+	$(BIN)/python -m runtime_py generate $(DEMO) --prompt "$(PROMPT)" --max-tokens 64 --temperature 0.7 --top-p 0.9 --seed 1
 	$(BIN)/python -m runtime_py inspect $(DEMO) --split --text-file blockffn_mlc/demo/heldout.txt
 
 test: $(VENV)/.test
