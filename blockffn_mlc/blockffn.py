@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tvm.relax.frontend.nn as nn
 
-from schedules.tiles import UNION_CHUNK
-
 from .layers import Build, Linear, call, matrix_parameter, vector_parameter
 
 
@@ -36,13 +34,12 @@ class BlockFFN(nn.Module):
         """x, residual f32 [n, H] -> (y f32 [n, H], scores f32 [n, E]). ``dense`` computes every expert."""
         c, n = self.config, x.shape[0]
         experts = c.num_experts
-        chunks = (n + (UNION_CHUNK - 1)) // UNION_CHUNK
         norm = [] if self.router_norm_weight is None else [self.router_norm_weight]
         scores = call(self.router, "router", [self.router_proj(x), *norm], ((n, experts), "float32"))
-        ids, counts = call(self.all_experts if dense else self.union, "union", [scores],
-                           ((chunks, experts), "int32"), ((chunks,), "int32"))
-        act = call(self.sparse_up, "sparse_up", [x, scores, ids, counts, self.up_proj],
-                   ((n, experts, c.expert_size), "float32"))
-        y = call(self.sparse_down, "sparse_down", [act, ids, counts, self.down_proj, residual],
+        used = call(self.all_experts if dense else self.union, "union", [scores],
+                    ((experts,), "int32"), ((1,), "int32"), ((experts,), "int32"), ((experts, n), "int32"))
+        act = call(self.sparse_up, "sparse_up", [x, scores, *used, self.up_proj],
+                   ((experts, n, c.expert_size), "float32"))
+        y = call(self.sparse_down, "sparse_down", [act, *used, self.down_proj, residual],
                  ((n, c.hidden_size), "float32"))
         return y, scores

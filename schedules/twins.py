@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .tiles import UNION_CHUNK
-
 
 def f64(x: np.ndarray) -> np.ndarray:
     return np.asarray(x, dtype=np.float64)
@@ -42,15 +40,18 @@ def router(logits: np.ndarray, norm: str, eps: float, norm_scale: float, weight:
     return s
 
 
-def union(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """scores [n, E] -> ids int32 [chunks, E] (ascending, then -1), counts int32 [chunks]."""
-    chunks = [scores[i:i + UNION_CHUNK] for i in range(0, len(scores), UNION_CHUNK)]
-    ids = np.full((len(chunks), scores.shape[1]), -1, np.int32)
-    counts = np.zeros(len(chunks), np.int32)
-    for c, rows in enumerate(chunks):
-        active = np.flatnonzero((rows != 0).any(axis=0))
-        ids[c, :len(active)], counts[c] = active, len(active)
-    return ids, counts
+def union(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """scores [n, E] -> ids int32 [E] (ascending, then -1), count int32 [1], uses int32 [E] (then 0), tokens
+    int32 [E, n] (by place in the union: the tokens that use the expert, ascending, then -1)."""
+    n, experts = scores.shape
+    active = np.flatnonzero((scores != 0).any(axis=0))
+    ids, uses = np.full(experts, -1, np.int32), np.zeros(experts, np.int32)
+    tokens = np.full((experts, n), -1, np.int32)
+    ids[:len(active)] = active
+    for place, expert in enumerate(active):
+        users = np.flatnonzero(scores[:, expert])
+        uses[place], tokens[place, :len(users)] = len(users), users
+    return ids, np.array([len(active)], np.int32), uses, tokens
 
 
 def sparse_up(x: np.ndarray, scores: np.ndarray, w: np.ndarray) -> np.ndarray:

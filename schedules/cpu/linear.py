@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..layout import tile_count
 from ..tiles import CpuTiles
-from .vector import Register, by_tokens, choose, kernel, load, rows_var, splat, store, when
+from .vector import Register, choose, kernel, load, over_token_tiles, rows_var, splat, store
 
 
 @cache
@@ -43,32 +43,19 @@ def linear(tiles: CpuTiles, inputs: int, outputs: int, dtype: str = "float32", *
                 value = T.fma(splat(residual_scale, lanes), value, load(residual, row, column, lanes=lanes))
             store(y, value, row, column, lanes=lanes)
 
-        def emit(token_tile: int) -> None:
-            with T.parallel(0, T.int64(groups * count)) as item:
-                group, index = T.floordiv(item, count), T.floormod(item, count)
-                with T.serial(0, tile_rows(n, token_tile)) as block:
-                    acc = dot_tile(
-                        tiles, token_tile, tile, inputs,
-                        lambda t, i: x[clamp_row(block, t, token_tile, n), group * group_stride + i],
-                        lambda i, start, lanes: load(w, group, index, i, start, lanes=lanes))
-                    for t, registers in enumerate(acc):
-                        row = block * token_tile + t
-                        with when(row < n):
-                            store_tile(registers, index, count, outputs, tile,
-                                       lambda value, o, lanes: finish(value, row, group * outputs + o, lanes))
+        with T.parallel(0, T.int64(groups * count)) as item:
+            group, index = T.floordiv(item, count), T.floormod(item, count)
 
-        by_tokens(n, tiles.token_tiles, emit)
+            def emit(rows: list[Any]) -> None:
+                acc = tile_registers(tiles, len(rows), tile)
+                accumulate(acc, inputs, lambda t, i: x[rows[t], group * group_stride + i],
+                           lambda i, start, lanes: load(w, group, index, i, start, lanes=lanes))
+                for row, registers in zip(rows, acc):
+                    store_tile(registers, index, count, outputs, tile,
+                               lambda value, o, lanes: finish(value, row, group * outputs + o, lanes))
+
+            over_token_tiles(n, tiles.token_tiles, emit)
     return k.func
-
-
-def tile_rows(n: Any, token_tile: int) -> Any:
-    """Number of blocks of ``token_tile`` rows that cover n rows."""
-    return T.floordiv(n + (token_tile - 1), token_tile)
-
-
-def clamp_row(block: Any, t: int, token_tile: int, n: Any) -> Any:
-    """Row t of a block; rows past the end repeat the last one and are never stored."""
-    return block if token_tile == 1 else T.min(block * token_tile + t, n - 1)
 
 
 def tile_registers(tiles: CpuTiles, token_tile: int, tile: int) -> list[list[Register]]:
@@ -86,14 +73,6 @@ def accumulate(acc: list[list[Register]], inputs: int, scalar: Any, vector: Any)
             x = splat(scalar(t, i), lanes)
             for register, weight in zip(registers, weights):
                 register.fma(x, weight)
-
-
-def dot_tile(tiles: CpuTiles, token_tile: int, tile: int, inputs: int, scalar: Any,
-             vector: Any) -> list[list[Register]]:
-    """Registers of a tile of dot products over ``inputs``."""
-    acc = tile_registers(tiles, token_tile, tile)
-    accumulate(acc, inputs, scalar, vector)
-    return acc
 
 
 def store_tile(registers: list[Register], index: Any, count: int, outputs: int, tile: int, finish: Any) -> None:

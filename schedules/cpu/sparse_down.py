@@ -3,55 +3,63 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..tiles import UNION_CHUNK, CpuTiles
-from .linear import accumulate, clamp_row, tile_registers, tile_rows
-from .union import union_chunks
-from .vector import by_tokens, kernel, load, rows_var, splat, store, when
+from ..tiles import CpuTiles
+from .linear import accumulate, tile_registers
+from .vector import kernel, load, over_token_tiles, rows_var, splat, store
 
 
 @cache
 def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, dtype: str,
                 residual_scale: float) -> tvm.tirx.PrimFunc:
-    """y[t, h] = residual[t, h] + residual_scale * sum_i sum_d act[t, i, d] * w[e, h, d], e = ids[chunk(t), i].
+    """y[t, h] = residual[t, h] + residual_scale * sum_i sum_d act[i, j, d] * w[e, h, d], e = ids[i], t = tokens[i, j].
 
-    Parameters: act f32 [n, experts, expert_size] as sparse_up leaves it; ids int32 [chunks, experts]; counts int32
-    [chunks]; w ``dtype`` [experts, outputs/tile, expert_size, tile]; residual f32 [n, outputs]; y f32
-    [n, outputs]. Experts ascend, so that each output is one chain of fma: an expert of the union that
-    is inactive for a token adds an exact zero to it.
+    Parameters: act f32 [experts, n, expert_size] as sparse_up leaves it; ids, count, uses, tokens as ``union``
+    leaves them; w ``dtype`` [experts, outputs/tile, expert_size, tile]; residual f32 [n, outputs]; y f32
+    [n, outputs], which holds the partial sums meanwhile. Experts ascend, so that each output is one chain of
+    fma; leaving out an inactive expert is the same as adding its exact zero.
     """
     tile = tiles.output_tile
+    lanes = tiles.lanes
     with kernel(__name__) as k:
         n = rows_var()
-        act = k.tensor((n, experts, expert_size))
-        ids = k.tensor((union_chunks(n), experts), "int32")
-        counts = k.tensor((union_chunks(n),), "int32")
+        act = k.tensor((experts, n, expert_size))
+        ids = k.tensor((experts,), "int32")
+        count = k.tensor((1,), "int32")
+        uses = k.tensor((experts,), "int32")
+        tokens = k.tensor((experts, n), "int32")
         w = k.tensor((experts, outputs // tile, expert_size, tile), dtype)
         residual = k.tensor((n, outputs))
         y = k.tensor((n, outputs))
 
-        def emit(token_tile: int) -> None:
-            with T.serial(0, union_chunks(n)) as chunk, T.parallel(0, outputs // tile) as index:
-                with T.serial(0, tile_rows(T.min(n - chunk * UNION_CHUNK, UNION_CHUNK), token_tile)) as part:
-                    block = chunk * (UNION_CHUNK // token_tile) + part
-                    acc = tile_registers(tiles, token_tile, tile)
-                    with T.serial(0, T.cast(counts[chunk], "int64")) as slot:
-                        expert = T.cast(ids[chunk, slot], "int64")
-                        accumulate(
-                            acc, expert_size,
-                            lambda t, d: act[clamp_row(block, t, token_tile, n), slot, d],
-                            lambda d, start, lanes: load(w, expert, index, d, start, lanes=lanes))
-                    for t, registers in enumerate(acc):
-                        row = block * token_tile + t
-                        with when(row < n):
-                            for j, register in enumerate(registers):
-                                lanes, column = register.lanes, index * tile + j * register.lanes
-                                value = T.fma(splat(residual_scale, lanes), register.get(),
-                                              load(residual, row, column, lanes=lanes))
-                                store(y, value, row, column, lanes=lanes)
+        with T.parallel(0, T.int64(outputs // tile)) as part:
+            columns = [part * tile + start for start in range(0, tile, lanes)]
+            with T.serial(0, n) as row:
+                for column in columns:
+                    store(y, splat(0.0, lanes), row, column, lanes=lanes)
+            with T.serial(0, T.cast(count[0], "int64")) as place:
+                expert = T.bind(T.cast(ids[place], "int64"))
 
-        by_tokens(n, tiles.token_tiles, emit)
+                def emit(rows: list[Any]) -> None:
+                    row_tokens = [T.bind(T.cast(tokens[place, row], "int64")) for row in rows]
+                    acc = tile_registers(tiles, len(rows), tile)
+                    for token, registers in zip(row_tokens, acc):
+                        for register, column in zip(registers, columns):
+                            register.set(load(y, token, column, lanes=lanes))
+                    accumulate(acc, expert_size, lambda t, d: act[place, rows[t], d],
+                               lambda d, start, lanes: load(w, expert, part, d, start, lanes=lanes))
+                    for token, registers in zip(row_tokens, acc):
+                        for register, column in zip(registers, columns):
+                            store(y, register.get(), token, column, lanes=lanes)
+
+                over_token_tiles(T.cast(uses[place], "int64"), tiles.token_tiles, emit)
+            with T.serial(0, n) as row:
+                for column in columns:
+                    value = T.fma(splat(residual_scale, lanes), load(y, row, column, lanes=lanes),
+                                  load(residual, row, column, lanes=lanes))
+                    store(y, value, row, column, lanes=lanes)
     return k.func

@@ -8,53 +8,48 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..tiles import UNION_CHUNK, CpuTiles
-from .linear import clamp_row, dot_tile, tile_rows
-from .union import union_chunks
-from .vector import by_tokens, kernel, load, rows_var, silu, splat, store, when
+from ..tiles import CpuTiles
+from .linear import accumulate, tile_registers
+from .vector import kernel, load, over_token_tiles, rows_var, silu, splat, store
 
 
 @cache
 def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """act[t, i, d] = silu(sum_h x[t, h] * w[e, d, h]) * scores[t, e] with e = ids[chunk(t), i], i < counts.
+    """act[i, j, d] = silu(sum_h x[t, h] * w[e, d, h]) * scores[t, e] with e = ids[i], t = tokens[i, j].
 
-    Parameters: x f32 [n, inputs]; scores f32 [n, experts]; ids int32 [chunks, experts]; counts int32
-    [chunks]; w ``dtype`` [experts, expert_size/tile, inputs, tile]; act f32 [n, experts, expert_size],
-    indexed by place in the union (the numpy twin: by expert), of which only the places i < counts are
-    written. Weights of experts not listed are never read.
+    Parameters: x f32 [n, inputs]; scores f32 [n, experts]; ids, count, uses, tokens as ``union`` leaves them;
+    w ``dtype`` [experts, expert_size/tile, inputs, tile]; act f32 [experts, n, expert_size], by place i in the
+    union and j among the expert's tokens (the numpy twin: by token and expert), of which only the places
+    i < count, j < uses[i] are written. Only active pairs of token and expert are computed; weights of experts
+    outside the union are never read.
     """
     tile = tiles.expert_tile(expert_size)
-    count = expert_size // tile
+    parts = expert_size // tile
     with kernel(__name__) as k:
         n = rows_var()
         x = k.tensor((n, inputs))
         scores = k.tensor((n, experts))
-        ids = k.tensor((union_chunks(n), experts), "int32")
-        counts = k.tensor((union_chunks(n),), "int32")
-        w = k.tensor((experts, count, inputs, tile), dtype)
-        act = k.tensor((n, experts, expert_size))
+        ids = k.tensor((experts,), "int32")
+        count = k.tensor((1,), "int32")
+        uses = k.tensor((experts,), "int32")
+        tokens = k.tensor((experts, n), "int32")
+        w = k.tensor((experts, parts, inputs, tile), dtype)
+        act = k.tensor((experts, n, expert_size))
 
-        def emit(token_tile: int) -> None:
-            with T.serial(0, union_chunks(n)) as chunk:
-                with T.parallel(0, T.cast(counts[chunk], "int64") * count) as item:
-                    slot, index = T.floordiv(item, count), T.floormod(item, count)
-                    expert = T.cast(ids[chunk, slot], "int64")
-                    with T.serial(0, tile_rows(T.min(n - chunk * UNION_CHUNK, UNION_CHUNK), token_tile)) as part:
-                        block = chunk * (UNION_CHUNK // token_tile) + part
-                        acc = dot_tile(
-                            tiles, token_tile, tile, inputs,
-                            lambda t, h: x[clamp_row(block, t, token_tile, n), h],
-                            lambda h, start, lanes: load(w, expert, index, h, start, lanes=lanes))
-                        for t, registers in enumerate(acc):
-                            row = block * token_tile + t
-                            with when(row < n):
-                                for j, register in enumerate(registers):
-                                    finish(register, row, slot, expert, index * tile + j * register.lanes)
+        with T.parallel(0, T.cast(count[0], "int64") * parts) as item:
+            place, part = T.bind(T.floordiv(item, parts)), T.bind(T.floormod(item, parts))
+            expert = T.bind(T.cast(ids[place], "int64"))
 
-        def finish(register: Any, row: Any, slot: Any, expert: Any, column: Any) -> None:
-            lanes = register.lanes
-            value = silu(register.get(), lanes) * splat(scores[row, expert], lanes)
-            store(act, value, row, slot, column, lanes=lanes)
+            def emit(rows: list[Any]) -> None:
+                row_tokens = [T.bind(T.cast(tokens[place, row], "int64")) for row in rows]
+                acc = tile_registers(tiles, len(rows), tile)
+                accumulate(acc, inputs, lambda t, h: x[row_tokens[t], h],
+                           lambda h, start, lanes: load(w, expert, part, h, start, lanes=lanes))
+                for row, token, registers in zip(rows, row_tokens, acc):
+                    for j, register in enumerate(registers):
+                        lanes = register.lanes
+                        value = silu(register.get(), lanes) * splat(scores[token, expert], lanes)
+                        store(act, value, place, row, part * tile + j * lanes, lanes=lanes)
 
-        by_tokens(n, tiles.token_tiles, emit)
+            over_token_tiles(T.cast(uses[place], "int64"), tiles.token_tiles, emit)
     return k.func

@@ -77,14 +77,24 @@ def over_rows(n: Any, parallel_from: int, body: Callable[[Any], None]) -> None:
     choose(n < parallel_from, lambda: emit(T.serial), lambda: emit(T.parallel))
 
 
-def by_tokens(n: Any, token_tiles: Sequence[int], emit: Callable[[int], None]) -> None:
-    """Emit one variant per token tile; at run time the smallest tile that holds n tokens is taken,
-    the largest one when none does."""
-    first, *rest = token_tiles
-    if rest:
-        choose(n <= first, lambda: emit(first), lambda: by_tokens(n, rest, emit))
-    else:
-        emit(first)
+def over_token_tiles(count: Any, token_tiles: Sequence[int], emit: Callable[[list[Any]], None]) -> None:
+    """Cut ``count`` rows into tiles and emit one variant per tile size: ``emit(rows)`` computes the rows with
+    these indices together. The last rows take the smallest tile that holds them; where it is too large its last
+    row is repeated, which computes and stores the same values again."""
+    largest = token_tiles[-1]
+
+    def by_size(first: Any, left: Any, sizes: Sequence[int]) -> None:
+        def rows() -> None:
+            emit([first] + [T.bind(first + T.min(T.int64(t), left - 1)) for t in range(1, sizes[0])])
+
+        if len(sizes) == 1:
+            rows()
+        else:
+            choose(left <= sizes[0], rows, lambda: by_size(first, left, sizes[1:]))
+
+    with T.serial(0, T.floordiv(count + (largest - 1), largest)) as block:
+        first = T.bind(block * largest)
+        by_size(first, T.bind(T.min(count - first, T.int64(largest))), token_tiles)
 
 
 def span(start: Any, lanes: int) -> Any:

@@ -6,7 +6,6 @@ from harness import DTYPES, TOKENS, Out, gappy_scores, nmse, normal, run, same_b
 
 from schedules import cpu, twins
 from schedules.layout import pack_rows
-from schedules.tiles import UNION_CHUNK
 
 SCALE = 0.7
 CHAINED = 1e-11  # NMSE of two projections, one after the other, for as little as one token
@@ -28,12 +27,10 @@ class Ffn:
 
     def __call__(self, x, scores, residual, dense=False):
         n, target = len(x), self.target
-        chunks = -(-n // UNION_CHUNK)
-        ids, counts = run(cpu.union(self.experts, dense=dense), target, scores,
-                          Out((chunks, self.experts), "int32"), Out((chunks,), "int32"))
-        act = run(self.up, target, x, scores, ids, counts, self.packed_up,
-                  Out((n, self.experts, self.size), partial=True))
-        return run(self.down, target, act, ids, counts, self.packed_down, residual, Out((n, self.hidden)))
+        used = run(cpu.union(self.experts, dense=dense), target, scores, Out((self.experts,), "int32"),
+                   Out((1,), "int32"), Out((self.experts,), "int32"), Out((self.experts, n), "int32"))
+        act = run(self.up, target, x, scores, *used, self.packed_up, Out((self.experts, n, self.size), partial=True))
+        return run(self.down, target, act, *used, self.packed_down, residual, Out((n, self.hidden)))
 
     def expected(self, x, scores, residual):
         return twins.sparse_down(twins.sparse_up(x, scores, self.up_weight), self.down_weight, residual, SCALE)

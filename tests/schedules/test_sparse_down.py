@@ -6,16 +6,14 @@ from harness import DTYPES, MAX_TOKENS, Out, check_rows, gappy_scores, normal, r
 
 from schedules import cpu, twins
 from schedules.layout import pack_rows
-from schedules.tiles import UNION_CHUNK
 
 
-def by_slot(act, ids, counts):
-    """act [n, E, D] by expert id -> by slot of the union; NaN in the slots that are not defined."""
-    slots = np.full_like(act, np.nan)
-    for chunk, count in enumerate(counts):
-        rows = slice(chunk * UNION_CHUNK, (chunk + 1) * UNION_CHUNK)
-        slots[rows, :count] = act[rows, ids[chunk, :count]]
-    return slots
+def by_place(act, ids, count, uses, tokens):
+    """act [n, E, D] by token and expert -> [E, n, D] as sparse_up leaves it; NaN where nothing is defined."""
+    places = np.full(act.swapaxes(0, 1).shape, np.nan, "float32")
+    for place in range(count[0]):
+        places[place, :uses[place]] = act[tokens[place, :uses[place]], ids[place]]
+    return places
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -31,7 +29,7 @@ def test_sparse_down(target, rng, experts, size, outputs, share, dtype):
     packed[~(scores != 0).any(axis=0)] = np.nan
 
     def kernel(n):
-        ids, counts = twins.union(scores[:n])
-        return run(func, target, by_slot(act[:n], ids, counts), ids, counts, packed, residual[:n], Out((n, outputs)))
+        used = twins.union(scores[:n])
+        return run(func, target, by_place(act[:n], *used), *used, packed, residual[:n], Out((n, outputs)))
 
     check_rows(kernel, twins.sparse_down(act, w, residual, scale))

@@ -1,4 +1,4 @@
-"""Union kernel: which experts at least one token of a chunk uses."""
+"""Union kernel: which experts at least one token uses, and which tokens use them."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schedules import cpu, twins
-from schedules.tiles import UNION_CHUNK
 from targets.cpu import cpu_target
 
 TARGET = cpu_target()
@@ -15,9 +14,8 @@ TARGET = cpu_target()
 
 def call(target, scores, dense=False):
     tokens, experts = scores.shape
-    chunks = -(-tokens // UNION_CHUNK)
-    return run(cpu.union(experts, dense=dense), target, scores, Out((chunks, experts), "int32"),
-               Out((chunks,), "int32"))
+    return run(cpu.union(experts, dense=dense), target, scores, Out((experts,), "int32"), Out((1,), "int32"),
+               Out((experts,), "int32"), Out((experts, tokens), "int32"))
 
 
 @pytest.mark.parametrize("experts", [1, 20, 40, 1024])
@@ -29,10 +27,10 @@ def test_union(target, rng, experts):
                 assert np.array_equal(found, expected)
 
 
-def test_dense_lists_every_expert(target, rng):
-    ids, counts = call(target, gappy_scores(rng, 130, 20, 0.1), dense=True)
-    assert np.array_equal(ids, np.tile(np.arange(20), (3, 1)))
-    assert np.array_equal(counts, [20, 20, 20])
+def test_dense_lists_every_pair(target, rng):
+    ids, count, uses, tokens = call(target, gappy_scores(rng, 130, 20, 0.1), dense=True)
+    assert np.array_equal(ids, np.arange(20)) and count.tolist() == [20]
+    assert (uses == 130).all() and (tokens == np.arange(130)).all()
 
 
 @settings(max_examples=100, deadline=None)
@@ -43,8 +41,9 @@ def test_union_is_an_or(tokens, entries):
     scores = np.zeros((tokens, 7), "float32")
     for token, expert, score in entries:
         scores[token % tokens, expert] = score
-    ids, counts = call(TARGET, scores)
-    for chunk, (listed, count) in enumerate(zip(ids, counts)):
-        active = (scores[chunk * UNION_CHUNK:(chunk + 1) * UNION_CHUNK] != 0).any(axis=0)
-        assert listed[:count].tolist() == np.flatnonzero(active).tolist()
-        assert (listed[count:] == -1).all()
+    ids, (count,), uses, users = call(TARGET, scores)
+    active = scores != 0
+    assert ids[:count].tolist() == np.flatnonzero(active.any(axis=0)).tolist()
+    assert (ids[count:] == -1).all() and (uses[count:] == 0).all()
+    for place, expert in enumerate(ids[:count]):
+        assert users[place, :uses[place]].tolist() == np.flatnonzero(active[:, expert]).tolist()
