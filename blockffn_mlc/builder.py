@@ -85,7 +85,7 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
     written beside ``out`` and renamed at the end; after an interruption the next build of the same thing keeps
     the shards that are complete. Raises UserError, OSError.
     """
-    out = Path(os.path.abspath(out))
+    given, out = out, Path(os.path.abspath(out))
     check_destination(out)
     if not cc.get_cc():
         raise UserError("no C++ compiler found to link the library; install one (c++, g++ or clang++, for example "
@@ -103,7 +103,7 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
         copy_tokenizer(folder, staging)
         text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
         (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
-    return {"artifact": str(out), "kept_shards": kept, **plan.summary()}
+    return {"artifact": str(given), "kept_shards": kept, **plan.summary()}
 
 
 def source_identity(folder: Path) -> str:
