@@ -8,6 +8,8 @@ import numpy as np
 import tvm.relax.frontend.nn as nn
 from tvm.relax.frontend.nn import op
 
+from schedules.tiles import MAX_TREE_NODES
+
 from .config import LATENT_NORM_EPS
 from .layers import Build, Linear, RMSNorm, call, vector_parameter
 
@@ -23,11 +25,11 @@ class Chunk(NamedTuple):
 
 
 def cache_shape(build: Build) -> tuple[int, int, int]:
-    """[slots, kv_heads, width] of one layer's cache."""
-    config = build.config
+    """[slots, kv_heads, width] of one layer's cache: the context window, and room for a tree at its end."""
+    config, slots = build.config, build.context_window + MAX_TREE_NODES
     if config.is_mla:
-        return build.context_window, 1, config.kv_lora_rank + config.qk_rope_head_dim
-    return build.context_window, config.num_key_value_heads, 2 * config.head_dim
+        return slots, 1, config.kv_lora_rank + config.qk_rope_head_dim
+    return slots, config.num_key_value_heads, 2 * config.head_dim
 
 
 class LatentAttention(nn.Module):
