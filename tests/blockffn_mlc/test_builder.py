@@ -21,6 +21,8 @@ from checkpoints import GQA, MLA, write_random_checkpoint
 
 import build as command
 from blockffn_mlc import builder, staging
+from runtime_py.weights import map_weights
+from schedules.layout import unpack_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -297,3 +299,21 @@ def test_dry_run_writes_nothing_and_predicts_the_sizes(checkpoint, artifact, tmp
 
 def test_list_targets_names_the_cpu():
     assert "cpu" in json.loads(build("--list-targets", "--json").stdout)
+
+
+@pytest.mark.parametrize("quantization, dtype", [("q0f32", np.float32), ("q0f16", np.float16)])
+def test_stored_weights_are_the_checkpoints_rounded_once(tmp_path, quantization, dtype):
+    """MLC's rule for q0f16 and q0f32: the checkpoint's value in the model's dtype, bit for bit."""
+    tensors = write_random_checkpoint(tmp_path / "model", MLA)
+    build("--model", tmp_path / "model", "-o", tmp_path / "out", "--quantization", quantization)
+    stored = map_weights(tmp_path / "out")
+    for name, source in (("embed_tokens.weight", "model.embed_tokens.weight"), ("lm_head.weight", "lm_head.weight"),
+                         ("layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn.o_proj.weight")):
+        rows = unpack_rows(stored[name], len(tensors[source]))[0]
+        assert rows.dtype == dtype and np.array_equal(rows, tensors[source].astype(dtype))
+    for part in ("up_proj", "down_proj"):
+        source = tensors[f"model.layers.0.mlp.{part}"]
+        rows = unpack_rows(stored[f"layers.0.mlp.{part}"], source.shape[1])
+        assert rows.dtype == dtype and np.array_equal(rows, source.astype(dtype))
+    norm = stored["layers.0.mlp.router_norm_weight"]
+    assert norm.dtype == dtype and np.array_equal(norm, tensors["model.layers.0.mlp.router_norm.weight"].astype(dtype))
