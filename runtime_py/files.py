@@ -14,9 +14,9 @@ from blockffn_mlc.errors import UserError
 
 
 def read_text(path: str | Path) -> str:
-    """A UTF-8 text file, line ends as they are. Raises UserError when it cannot be read."""
+    """A UTF-8 text file, line ends as they are, a byte order mark left out. Raises UserError when it cannot be read."""
     try:
-        return Path(path).read_bytes().decode("utf-8")
+        return Path(path).read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -28,24 +28,36 @@ def read_ids(path: str | Path) -> list[int]:
     path = Path(path)
     try:
         if path.suffix == ".npy":
-            ids = np.load(path, allow_pickle=False)
+            with path.open("rb") as file:
+                ids = np.lib.format.read_array(file, allow_pickle=False)
             good = ids.ndim == 1 and ids.dtype.kind in "iu"
             ids = ids.tolist() if good else f"{ids.dtype} {list(ids.shape)}"
         else:
-            ids = json.loads(path.read_text(encoding="utf-8"))
+            ids = json.loads(path.read_text(encoding="utf-8-sig"))
             good = isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, EOFError, RecursionError) as error:
+    except (ValueError, EOFError, RecursionError, MemoryError) as error:
         raise UserError(f"{path}: not readable as token ids ({error})") from None
     if not good:
         raise UserError(f"{path}: expected a flat list of integer token ids, found {ids!r:.80}")
     return ids
 
 
+def check_output(path: str | Path) -> None:
+    """Raises UserError, before work starts, when ``path`` is no file or its folder is missing."""
+    path = Path(path)
+    if not path.name or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: not a regular file; name a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: cannot be written (no such folder)")
+
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it on success and removed on failure."""
+    """A temporary path beside ``path``, renamed to it on success and removed on failure. Raises UserError
+    when ``path`` cannot be written, or exists and is not a regular file."""
+    check_output(path)
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -65,5 +77,13 @@ def writing_array(path: str | Path | None, shape: tuple[int, ...]) -> Iterator[n
         return
     with replacing(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.float32, shape)
+        _reserve(temporary)
         yield array
         array.flush()
+
+
+def _reserve(path: Path) -> None:
+    """Claim the disk space of a sparse file: a mapped page without space would end the process (SIGBUS)."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -11,10 +11,12 @@ from blockffn_mlc.errors import UserError
 
 from .artifact import CHAT_CONFIG, Artifact
 from .host import check_host
+from .jsonfile import required
 from .tvm_runtime import aligned_zeros, installed_version, load_runtime
 from .weights import ALIGNMENT, check_weights
 
-_CPU, _POOLED_ALLOCATOR = 1, 2
+_CPU = 1
+_NAIVE_ALLOCATOR = 1  # the pooled one keeps a buffer for every size it ever saw
 _FUNCTIONS = ("_metadata", "commit", "forward", "forward_dense")
 
 
@@ -28,15 +30,16 @@ class Library:
         self._ffi = load_runtime()
         try:
             self._vm = self._ffi.load_module(str(artifact.library))["vm_load_executable"]()
-            self._vm["vm_initialization"](_CPU, 0, _POOLED_ALLOCATOR)
+            self._vm["vm_initialization"](_CPU, 0, _NAIVE_ALLOCATOR)
             metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
         except (RuntimeError, AttributeError) as error:
             raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
                             "rebuild the artifact with build.py") from None
-        self.metadata: dict[str, Any] = json.loads(metadata())
         self._artifact = artifact
+        self.metadata: dict[str, Any] = json.loads(metadata())
         _check_limits(artifact, self.metadata)
-        weights = check_weights(artifact.weights, self.metadata["params"], artifact.path)
+        params = required(self.metadata, "params", list, artifact.library)
+        weights = check_weights(artifact.weights, params, artifact.path)
         self._params = self._ffi.convert([self._wrap(weight) for weight in weights])
 
     def new_caches(self) -> Any:
@@ -61,7 +64,9 @@ class Library:
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (RuntimeError, TypeError, ValueError) as error:  # the library checks shapes and dtypes itself
+        except (RuntimeError, TypeError, ValueError) as error:
+            if "ErrorContext(" not in str(error):  # how the library's own checks of shapes and dtypes sign
+                raise UserError(f"{self._artifact.library}: failed while running ({_first_line(error)})") from error
             raise UserError(f"{self._artifact.library}: refused its arguments ({_first_line(error)}); library and "
                             f"{CHAT_CONFIG} come from different builds: rebuild the artifact") from error
 
@@ -87,9 +92,10 @@ def _check_compatible(artifact: Artifact) -> None:
 
 def _check_limits(artifact: Artifact, metadata: dict[str, Any]) -> None:
     for name in ("context_window_size", "prefill_chunk_size"):
-        if metadata[name] != getattr(artifact, name):
+        compiled = required(metadata, name, int, artifact.library)
+        if compiled != getattr(artifact, name):
             raise UserError(f"{artifact.path / CHAT_CONFIG}: field {name!r}: the model library was compiled for "
-                            f"{metadata[name]}, found {getattr(artifact, name)}; rebuild the artifact")
+                            f"{compiled}, found {getattr(artifact, name)}; rebuild the artifact")
 
 
 def _first_line(error: Exception) -> str:

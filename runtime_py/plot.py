@@ -12,16 +12,18 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .files import replacing
+from .files import check_output, replacing
 
 FORMATS = (".png", ".html")
 
 
 def check_plot(path: str | Path) -> None:
-    """Raises UserError, before work starts, for an unknown format or without matplotlib for .png."""
+    """Raises UserError, before work starts, for an unknown format, an unwritable place, or without matplotlib
+    for .png."""
     suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
         raise UserError(f"{path}: plot format {suffix!r} is unknown; name a .png or .html file")
+    check_output(path)
     if suffix == ".png":
         _matplotlib()
 
@@ -57,7 +59,8 @@ def _png(path: Path, active: np.ndarray, title: str) -> None:
     extent = (-0.5, tokens - 0.5)
     counts = top.imshow(active.sum(axis=-1), aspect="auto", cmap="viridis", vmin=0, interpolation="nearest",
                         origin="lower", extent=(*extent, -0.5, layers - 0.5))
-    top.set(ylabel="layer", title=title)
+    top.set(ylabel="layer")
+    top.set_title(title, parse_math=False)
     top.yaxis.get_major_locator().set_params(integer=True)
     figure.colorbar(counts, ax=top, label=f"active experts of {experts}", pad=0.01)
     stacked = active.transpose(0, 2, 1).reshape(layers * experts, tokens)

@@ -29,7 +29,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.plot:
+    if args.plot is not None:
         check_plot(args.plot)
     engine = Engine.load(args.artifact, args.threads)
     windows = input_windows(args, engine)
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
                     "layers": [layer.to_dict() for layer in layers]})
     else:
         _print_tables(active, tokens, total, layers)
-    if args.plot:
+    if args.plot is not None:
         part = f" (first {_PLOTTED_TOKENS} tokens shown)" if len(tokens) > _PLOTTED_TOKENS else ""
         plot_activity(args.plot, active[:, :_PLOTTED_TOKENS], tokens[:_PLOTTED_TOKENS],
                       f"{engine.artifact.name}: active experts, TLS {total.tls:.1%}{part}")

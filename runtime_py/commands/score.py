@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blockffn_mlc.errors import UserError
+
 from ..engine import Engine, perplexity, token_log_probs
-from ..files import writing_array
+from ..files import check_output, writing_array
 from .common import add_command, add_input, add_split, input_windows, positive_int, print_json
 
 
@@ -25,6 +28,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    for path in (path for path in (args.logits, args.router) if path is not None):
+        check_output(path)
+    if args.logits and args.router and Path(args.logits).resolve() == Path(args.router).resolve():
+        raise UserError(f"{args.logits}: --logits and --router need different files")
     engine = Engine.load(args.artifact, args.threads)
     config = engine.artifact.config
     windows = input_windows(args, engine)

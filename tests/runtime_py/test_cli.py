@@ -132,6 +132,15 @@ def test_score_writes_arrays_and_prints_perplexity(run, artifact_folder, ids_fil
     assert code == 0 and out == f"perplexity {expected.perplexity:.4f} over 36 predicted tokens\n"
 
 
+def test_score_refuses_outputs_it_cannot_write(run, engine, ids_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime_py.commands.score.Engine.load", lambda *_: pytest.fail("the work started"))
+    same = tmp_path / "a.npy"
+    for outputs, message in ((["--logits", same, "--router", tmp_path / "." / "a.npy"], "need different files"),
+                             (["--logits", ""], "regular file"), (["--router", tmp_path], "regular file")):
+        code, out, err = run("score", "--ids", ids_file, *outputs)
+        assert code == 1 and out == "" and message in err
+
+
 def test_score_json_and_a_single_token(run, tmp_path):
     (tmp_path / "t.txt").write_text("the the", encoding="utf-8")
     found = json.loads(run("score", "--text-file", tmp_path / "t.txt", "--json")[1])

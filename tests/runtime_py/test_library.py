@@ -12,6 +12,7 @@ import pytest
 import build as compiler
 from blockffn_mlc.errors import UserError
 from runtime_py import Engine
+from runtime_py.library import _check_limits
 from runtime_py.weights import map_weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,6 +99,29 @@ def test_weights_and_caches_are_used_in_place(engine):
     assert all(cache[:3].any() and not cache[3:].any() for cache in caches)
 
 
+def test_memory_does_not_grow_with_every_new_length(compiled):
+    """51 MB became 1 GB where every size kept a buffer of its own."""
+    code = ("import re\nfrom pathlib import Path\nfrom runtime_py import Engine\n"
+            f"engine = Engine.load({str(compiled)!r}, 1)\n"
+            "def resident():\n"
+            "    return int(re.search(r'VmRSS:\\s+(\\d+)', Path('/proc/self/status').read_text())[1])\n"
+            "def score(length):\n    for _ in engine.score_chunks([5] * length):\n        pass\n"
+            "score(510)\nbefore = resident()\n"
+            "for length in range(350, 510, 2):\n    score(length)\n"
+            "print(resident() - before)")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) < 16 << 10  # KiB
+
+
+def test_failures_while_running_are_not_blamed_on_the_build(engine, monkeypatch):
+    def exhausted(*_):
+        raise RuntimeError("cannot allocate")
+    monkeypatch.setattr(engine.library, "_forwards", [exhausted, exhausted])
+    with pytest.raises(UserError, match="failed while running .cannot allocate"):
+        engine.score([5])
+
+
 def copy(compiled, tmp_path):
     return Path(shutil.copytree(compiled, tmp_path / "copy"))
 
@@ -125,8 +149,8 @@ def test_weights_of_another_build_are_refused(compiled, tmp_path, change):
 
 
 @pytest.mark.parametrize(("section", "fields", "message"), [
-    ("blockffn", {"cache": {"shape": [512, 1, 64], "dtype": "float32"}}, "refused its arguments .*64 vs. 128"),
-    ("blockffn", {"cache": {"shape": [512, 1, 128], "dtype": "float16"}}, "refused its arguments"),
+    ("blockffn", {"cache": {"shape": [576, 1, 64], "dtype": "float32"}}, "refused its arguments .*64 vs. 128"),
+    ("blockffn", {"cache": {"shape": [576, 1, 128], "dtype": "float16"}}, "refused its arguments"),
     ("model_config", {"num_hidden_layers": 2}, "refused its arguments"),
     ("model_config", {"prefill_chunk_size": 4096}, "'prefill_chunk_size': .* compiled for 512, found 4096"),
     ("model_config", {"context_window_size": 500}, "'context_window_size': .* compiled for 512, found 500")])
@@ -138,6 +162,11 @@ def test_a_configuration_of_another_build_is_refused(compiled, tmp_path, section
     path.write_text(json.dumps(values))
     with pytest.raises(UserError, match=message):
         Engine.load(folder).score([5, 6])
+
+
+def test_metadata_without_its_fields_is_named(engine):
+    with pytest.raises(UserError, match="'context_window_size' is missing"):
+        _check_limits(engine.artifact, {})
 
 
 def test_the_command_line_runs_without_torch_and_without_the_compiler(compiled, tmp_path, ids):

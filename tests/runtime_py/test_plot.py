@@ -47,3 +47,13 @@ def test_unknown_formats_and_a_missing_matplotlib_are_refused(monkeypatch):
     with pytest.raises(UserError, match="pip install matplotlib"):
         check_plot("a.png")
     check_plot("a.html")
+
+
+def test_a_missing_folder_is_named_before_the_work(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        check_plot(tmp_path / "no" / "a.html")
+
+
+def test_titles_are_no_formulas(tmp_path):
+    plot_activity(tmp_path / "a.png", ACTIVE, ["x"] * 10, "a$_$b")
+    assert (tmp_path / "a.png").is_file()
