@@ -20,7 +20,7 @@ FILE = "mlc-chat-config.json"
 FORMAT_VERSION = 1
 USER, ASSISTANT = "<用户>", "<AI>"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
-                   "added_tokens.json")
+                   "added_tokens.json", "chat_template.jinja")
 _GENERATION_DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.0}
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from blockffn_mlc.errors import UserError
 
 # Vector unit of a library -> flags that the Linux kernel reports for it.
-_NEEDED_FLAGS = {"avx512": {"avx512f"}, "avx2": {"avx2", "fma"}, "neon": set(), "sse": set()}
+_AVX2 = {"avx2", "fma", "f16c", "bmi2"}
+_NEEDED_FLAGS = {"avx512": _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "avx2": _AVX2, "neon": set(),
+                 "sse": set()}
 
 
 def check_host(host: str, where: str | Path) -> None:

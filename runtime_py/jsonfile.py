@@ -14,7 +14,7 @@ _KINDS = {int: "an integer", str: "a string", dict: "an object", list: "a list"}
 def read_json(path: Path) -> dict[str, Any]:
     """Parse one JSON object. Raises UserError when the file is missing, unreadable or another value."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected an artifact folder written by build.py") from None
     except (ValueError, OSError, RecursionError) as error:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from blockffn_mlc.errors import UserError
 
 from .artifact import CHAT_CONFIG, Artifact
+from .files import read_text
 from .jsonfile import int_list, read_json, required
 from .tokenizer import Tokenizer
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_TEMPLATE_FILE = "chat_template.jinja"
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 @dataclass
@@ -33,18 +38,22 @@ class Template(Protocol):
 
 
 def load_template(artifact: Artifact, tokenizer: Tokenizer) -> Template:
-    """The template of the tokenizer if it has one, else the conv_template of mlc-chat-config.json.
+    """The template of the tokenizer if it has one (chat_template.jinja before tokenizer_config.json), else the
+    conv_template of mlc-chat-config.json.
 
     Raises UserError when it is malformed, or needs jinja2 and that is not installed.
     """
     path = artifact.path / _TOKENIZER_CONFIG
     config = read_json(path) if path.is_file() else {}
+    file = artifact.path / _TEMPLATE_FILE
+    if file.is_file():
+        return JinjaTemplate(read_text(file), file, config, artifact, tokenizer)
     template = config.get("chat_template")
     if isinstance(template, list):  # several named ones
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
         template = named.get("default")
     if isinstance(template, str):
-        return JinjaTemplate(template, config, artifact, tokenizer)
+        return JinjaTemplate(template, path, config, artifact, tokenizer)
     return InlineTemplate(artifact, tokenizer)
 
 
@@ -82,39 +91,47 @@ class InlineTemplate:
 
 
 class JinjaTemplate:
-    """``chat_template`` of tokenizer_config.json, in jinja2's sandbox."""
+    """The tokenizer's chat template, in jinja2's sandbox. Answers also stop at the tokenizer's own eos token."""
 
-    def __init__(self, source: str, config: dict[str, Any], artifact: Artifact, tokenizer: Tokenizer) -> None:
-        self._where = artifact.path / _TOKENIZER_CONFIG
+    def __init__(self, source: str, where: Path, config: dict[str, Any], artifact: Artifact,
+                 tokenizer: Tokenizer) -> None:
+        self._where = where
         try:
-            from jinja2 import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError:
-            raise UserError(f"{self._where} has a chat template, which needs jinja2: pip install jinja2") from None
-        self._errors = TemplateError
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+            raise UserError(f"{where} has a chat template, which needs jinja2: pip install jinja2") from None
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                    extensions=["jinja2.ext.loopcontrols"])
         environment.globals["raise_exception"] = self._refuse
-        try:
+        with self._refusing():
             self._template = environment.from_string(source)
-        except TemplateError as error:
-            self._refuse(str(error))
         self._tokenizer = tokenizer
-        self._special = {name: _content(config.get(name)) for name in ("bos_token", "eos_token")}
-        self.stop_ids = frozenset(artifact.config.eos_token_id)
+        self._bos = artifact.config.bos_token_id
+        self._special = {name: _content(config.get(name)) for name in _SPECIAL_TOKENS}
+        eos = tokenizer.encode(self._special["eos_token"])
+        self.stop_ids = frozenset(artifact.config.eos_token_id) | frozenset(eos if len(eos) == 1 else ())
 
     def render(self, turns: Sequence[Turn]) -> list[int]:
-        """Tokens up to the answer that is to come."""
+        """Tokens up to the answer that is to come, behind bos whether the template writes it or not."""
         messages = []
         for turn in turns:
             messages += [{"role": "user", "content": turn.question}, {"role": "assistant", "content": turn.reply}]
-        try:
+        with self._refusing():
             text = self._template.render(messages=messages[:-1], add_generation_prompt=True, **self._special)
-        except self._errors as error:
-            self._refuse(str(error))
-        return self._tokenizer.encode(text)
+        ids = self._tokenizer.encode(text)
+        return ids if ids[:1] == [self._bos] else [self._bos, *ids]
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # a template is a program: it can fail in any way
+            self._refuse(str(error) or type(error).__name__)
 
     def _refuse(self, message: str) -> None:
-        raise UserError(f"{self._where}: field 'chat_template' cannot be used: {message}")
+        raise UserError(f"{self._where}: the chat template cannot be used: {message}")
 
 
 def _content(token: Any) -> str:

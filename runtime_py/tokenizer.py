@@ -27,9 +27,13 @@ class Tokenizer:
         if not Path(path).is_file():
             raise UserError(f"{path}: no such file: this artifact has no tokenizer; give token ids with --ids")
         try:
-            return cls(HubTokenizer.from_file(str(path)))
+            backend = HubTokenizer.from_file(str(path))
         except Exception as error:  # noqa: BLE001 - the tokenizers library raises nothing narrower
             raise UserError(f"{path}: not a usable tokenizer ({error}); copy it again") from None
+        # Leftovers of training, which would cut prompts short or fill them up.
+        backend.no_truncation()
+        backend.no_padding()
+        return cls(backend)
 
     def encode(self, text: str) -> list[int]:
         """Token ids, without bos. Special tokens written in the text become their ids."""

@@ -29,7 +29,8 @@ def cpu_target(cpu: str = "native") -> Target:
         raise UserError(f"--cpu {cpu}: not a processor LLVM knows for {platform.machine()}; expected 'native' or a "
                         "name such as x86-64-v3, skylake-avx512, znver4 (llc -mcpu=help lists them)")
     features = {str(feature) for feature in codegen.llvm_get_cpu_features(plain)}
-    missing = features & (_missing_here() if cpu == "native" else set())
+    # A library for a named processor keeps to what all with its vector unit have: half-precision arithmetic is rare.
+    missing = features & (_missing_here() if cpu == "native" else {"avx512fp16"})
     unit = vector_unit(features - missing)
     attributes = sorted(f"-{feature}" for feature in missing)
     if unit == "avx512":

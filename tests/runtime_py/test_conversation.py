@@ -63,18 +63,44 @@ def test_the_tokenizers_own_template_wins(engine, template):
 
 
 @pytest.mark.parametrize(("template", "message"), [
-    ("{% for %}", "'chat_template' cannot be used"), ("{{ raise_exception('no') }}", "cannot be used: no"),
+    ("{% for %}", "the chat template cannot be used"), ("{{ raise_exception('no') }}", "cannot be used: no"),
     ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "cannot be used"),
-    ("{{ 1 / nothing }}", "cannot be used")])
+    ("{{ 1 / nothing }}", "cannot be used"), ("{{ 1 / 0 }}", "cannot be used: division by zero"),
+    ("{{ messages[0].content + 1 }}", "cannot be used")])
 def test_templates_that_fail_or_reach_out_of_the_sandbox_are_refused(engine, template, message):
     set_jinja(engine.artifact.path, template)
     with pytest.raises(UserError, match=message):
         template_of(engine).render([Turn("the")])
 
 
+def test_a_template_file_of_its_own_comes_first(engine):
+    set_jinja(engine.artifact.path, "never")
+    (engine.artifact.path / "chat_template.jinja").write_text(JINJA)
+    assert template_of(engine).render([Turn("the")]) == engine.tokenizer.encode("<s><U>the<A>")
+
+
+def test_bos_comes_first_whether_the_template_writes_it_or_not(engine):
+    set_jinja(engine.artifact.path, JINJA.replace("{{ bos_token }}", ""))
+    assert template_of(engine).render([Turn("the")]) == [1, *engine.tokenizer.encode("<U>the<A>")]
+
+
+def test_templates_may_leave_loops_and_name_every_special_token(engine):
+    set_jinja(engine.artifact.path, "{% for m in messages %}{{ m.content }}{{ unk_token }}{% break %}{% endfor %}")
+    path = engine.artifact.path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unk_token": "<unk>"}))
+    assert template_of(engine).render([Turn("the"), Turn("in")]) == [1, *engine.tokenizer.encode("the<unk>")]
+
+
+def test_answers_stop_at_the_tokenizers_eos_too(engine):
+    set_jinja(engine.artifact.path, JINJA)
+    path = engine.artifact.path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token": "<unk>"}))
+    assert template_of(engine).stop_ids == {2, 0}
+
+
 def test_a_missing_jinja2_is_named(engine, monkeypatch):
     set_jinja(engine.artifact.path, JINJA)
-    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
     with pytest.raises(UserError, match="pip install jinja2"):
         template_of(engine)
 

@@ -64,6 +64,17 @@ def test_special_tokens_are_parsed_and_not_printed():
     ids = tokenizer.encode("e</s>e")
     assert 2 in ids and tokenizer.decode(ids) == "ee"
 
+
+def test_truncation_and_padding_in_the_file_are_ignored(tmp_path):
+    backend = byte_level_tokenizer()
+    expected = backend.encode("the ing the").ids
+    for change in (lambda: backend.enable_truncation(2), lambda: backend.enable_padding(length=20)):
+        change()
+        backend.save(str(tmp_path / "tokenizer.json"))
+        assert Tokenizer.load(tmp_path / "tokenizer.json").encode("the ing the") == expected
+        backend.no_truncation()
+
+
 @pytest.mark.parametrize(("kind", "text", "labels"), [
     ("byte_level", "e the\n</s>", ["e", "\u2581the", "\u23ce", "</s>"]),
     ("byte_level", "\u754c", ["\u00e7", "\u0137", "\u012e"]),
