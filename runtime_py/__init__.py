@@ -2,7 +2,7 @@
 
     from runtime_py import Engine, Sampling
 
-    engine = Engine.load("dist/demo-cpu-q0f32")
+    engine = Engine.load("dist/demo-q0f32-cpu")
     for token in engine.generate("In the beginning", max_tokens=32):
         print(token.text, end="", flush=True)
 """

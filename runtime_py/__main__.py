@@ -1,5 +1,8 @@
 import sys
 
-from .cli import main
-
-sys.exit(main())
+try:
+    from .cli import main
+    code = main()
+except KeyboardInterrupt:  # while modules were loading
+    code = 130
+sys.exit(code)

@@ -25,6 +25,9 @@ python -m runtime_py COMMAND --help explains one command.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. Wrong usage leaves through argparse's SystemExit(2)."""
+    if sys.stdout is None:
+        print("error: standard output is closed", file=sys.stderr)
+        return 1
     try:
         try:
             _run(argv)
@@ -36,8 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader left (head, less): point stdout elsewhere, so that the exit does not complain again.
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # a reader that left (head, less) is no error to report
+            print(f"error: {error}", file=sys.stderr)
+        # Point stdout elsewhere, so that the exit does not complain again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
@@ -48,8 +53,10 @@ def _run(argv: Sequence[str] | None) -> None:
     args = parser.parse_args(argv)
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that cannot show a character shows "?"
         sys.stdout.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):  # bytes that are no text are refused where text is tokenised
+        sys.stdin.reconfigure(errors="surrogateescape")
     if args.command is None:
-        parser.print_help()
+        print(parser.format_help(), end="")  # print_help hides that the output takes nothing
     else:
         args.run(args)
 

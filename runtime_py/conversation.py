@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from blockffn_mlc.errors import UserError
+
 from .engine import Engine
 from .generation import Generation
 from .sampling import Sampling
@@ -14,6 +16,8 @@ class Conversation:
 
     def __init__(self, engine: Engine) -> None:
         """Raises UserError when the artifact has no tokenizer or no usable template."""
+        if not engine.has_tokenizer:
+            raise UserError(f"{engine.artifact.path}: this artifact has no tokenizer, which a conversation needs")
         self._engine = engine
         self._template = load_template(engine.artifact, engine.tokenizer)
         self.session = engine.session()
@@ -22,23 +26,31 @@ class Conversation:
 
     def ask(self, question: str, sampling: Sampling, max_tokens: int | None = None) -> Generation:
         """Start answering; iterate the result. An answer that is broken off counts as far as it came.
-        Raises UserError, and forgets the question, when the window is full."""
+        ``max_tokens`` is lowered to the room that is left. Raises UserError, and forgets the question, when the
+        conversation itself does not fit."""
         self._settle()
         turn = Turn(question)
         ids = self._template.render([*self.turns, turn])
+        window = self._engine.artifact.context_window_size
+        if len(ids) >= window:
+            raise UserError(f"{len(ids)} tokens of conversation and an answer do not fit into the context window of "
+                            f"{window} tokens; forget the conversation (/reset), or ask something shorter")
         cached = self.session.reuse(ids)
         generation = Generation(self.session, ids[cached:], sampling, stop_ids=self._template.stop_ids,
-                                max_tokens=max_tokens, decoder=StreamDecoder(self._engine.tokenizer))
+                                max_tokens=max_tokens and min(max_tokens, window - len(ids)),
+                                decoder=StreamDecoder(self._engine.tokenizer))
         self.turns.append(turn)
         self._generation = generation
         return generation
 
     def reset(self) -> None:
         """Forget all turns."""
+        self._settle()
         self._generation = None
         self.turns.clear()
         self.session.rollback(0)
 
     def _settle(self) -> None:
         if self._generation is not None:
+            self._generation.close()
             self.turns[-1].reply, self.turns[-1].reply_ids = self._generation.text, self._generation.ids

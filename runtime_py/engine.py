@@ -77,23 +77,28 @@ class Engine:
         (None: up to 256, as the window allows). Returns an iterator of tokens. Raises UserError before
         any work when prompt and ``max_tokens`` do not fit into the context window."""
         session = self.session()
-        ids = session.checked(self.encode(prompt) if isinstance(prompt, str) else prompt)
+        ids = session.checked(self._ids(prompt))
         decoder = StreamDecoder(self.tokenizer, ids) if self.has_tokenizer else None
         return Generation(session, ids, sampling, stop_ids=self.artifact.config.eos_token_id,
                           max_tokens=max_tokens, decoder=decoder)
 
-    def score(self, ids: Sequence[int], chunk: int | None = None) -> Score:
-        """Logits, router scores and log-probabilities of given tokens. ``chunk`` tokens at a time; on the
-        CPU results do not depend on it. Raises UserError when the tokens do not fit into the context window."""
+    def score(self, text: str | Sequence[int], chunk: int | None = None) -> Score:
+        """Logits, router scores and log-probabilities of a text or of token ids (taken as they are).
+        ``chunk`` tokens at a time; on the CPU results do not depend on it. Raises UserError when the
+        tokens do not fit into the context window."""
+        ids = self._ids(text)
         outputs = list(self.score_chunks(ids, chunk))
         logits = np.concatenate([output.logits for output in outputs])
         return Score(logits, np.concatenate([output.router_scores for output in outputs], axis=1),
                      token_log_probs(logits[:-1], ids[1:]))
 
-    def score_chunks(self, ids: Sequence[int], chunk: int | None = None) -> Iterator[Output]:
+    def score_chunks(self, text: str | Sequence[int], chunk: int | None = None) -> Iterator[Output]:
         """``score`` in pieces: the outputs of consecutive chunks, at most 64 MiB of logits each by default."""
         chunk = chunk or max(1, _SCORE_BYTES // (4 * self.artifact.config.vocab_size))
-        return self.session().stream(ids, chunk, all_logits=True)
+        return self.session().stream(self._ids(text), chunk, all_logits=True)
+
+    def _ids(self, text: str | Sequence[int]) -> Sequence[int]:
+        return self.encode(text) if isinstance(text, str) else text
 
 
 def token_log_probs(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:

@@ -56,6 +56,10 @@ class Generation:
     def __next__(self) -> Token:
         return next(self._tokens)
 
+    def close(self) -> None:
+        """End it here: nothing more comes, and the session is left alone."""
+        self._tokens.close()
+
     def _run(self, prompt: list[int]) -> Iterator[Token]:
         sample, clock = Sampler(self.sampling), Stopwatch()
         logits = self._session.extend(prompt)

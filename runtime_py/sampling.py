@@ -49,18 +49,20 @@ GREEDY = Sampling()
 def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] = ()) -> np.ndarray:
     """Next-token probabilities, float64 [V], from logits float32 [V]; ``history`` is what the penalty counts.
 
-    Greedy gives the one-hot distribution of the lowest token with the largest logit.
+    Greedy gives the one-hot distribution of the lowest token with the largest logit. Raises UserError when
+    the largest logit is not finite.
     """
     scores = _penalised(logits, sampling.repetition_penalty, history)
     if sampling.greedy:
         probs = np.zeros(len(scores))
         probs[np.argmax(scores)] = 1
         return probs
-    scores = np.divide(scores, sampling.temperature, dtype=np.float64)
+    with np.errstate(over="ignore"):  # the largest is 0; far smaller ones may become -inf
+        scores = np.subtract(scores, scores.max(), dtype=np.float64) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         kth = np.partition(scores, -sampling.top_k)[-sampling.top_k]
         scores[scores < kth] = -np.inf  # tokens as likely as the k-th stay
-    probs = np.exp(scores - scores.max())
+    probs = np.exp(scores)
     probs /= probs.sum()
     if sampling.top_p < 1:
         probs = np.where(_nucleus(probs, sampling.top_p), probs, 0)
@@ -85,12 +87,16 @@ class Sampler:
 
 
 def _penalised(logits: np.ndarray, penalty: float, history: Iterable[int]) -> np.ndarray:
-    """``logits`` themselves without a penalty, else a float64 copy."""
-    if penalty == 1:
-        return logits
-    scores = logits.astype(np.float64)
-    seen = np.fromiter(set(history), np.int64)
-    scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    """``logits`` themselves without a penalty, else a float64 copy; the largest is finite."""
+    scores = logits
+    if penalty != 1:
+        scores = logits.astype(np.float64)
+        seen = np.fromiter(set(history), np.int64)
+        with np.errstate(over="ignore"):
+            scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+    if not np.isfinite(scores.max()):
+        raise UserError(f"the largest logit is {scores.max()}: no token can be chosen; the weights are damaged, or the "
+                        f"repetition penalty of {penalty} is too extreme")
     return scores
 
 

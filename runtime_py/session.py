@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -57,7 +58,10 @@ class Session:
 
     def checked(self, ids: Sequence[int]) -> list[int]:
         """``ids`` as a list. Raises UserError when there are none or one is not in the vocabulary."""
-        ids = [int(token) for token in ids]
+        try:
+            ids = [operator.index(token) for token in ids]
+        except TypeError:
+            raise UserError(f"token ids are integers, found {ids!r:.80}") from None
         if not ids:
             raise UserError("no tokens given; expected at least one")
         vocab = self._artifact.config.vocab_size

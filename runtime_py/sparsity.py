@@ -48,11 +48,12 @@ class Sparsity:
     cls: dict[int, float | None]
 
     @classmethod
-    def measure(cls, active: np.ndarray) -> Sparsity:
-        """From bool [..., T, E]."""
+    def measure(cls, active: np.ndarray, piece: int | None = None) -> Sparsity:
+        """From bool [..., T, E]; ``piece``: tokens that were read together, where CLS windows may not be longer."""
         counts = active.sum(axis=-1)
         return cls(float(counts.mean()), int(counts.min()), int(counts.max()), token_level_sparsity(active),
-                   {window: chunk_level_sparsity(active, window) for window in WINDOWS})
+                   {window: chunk_level_sparsity(active, window) if window <= (piece or window) else None
+                    for window in WINDOWS})
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; CLS values are None when the text is shorter than the window."""

@@ -36,7 +36,12 @@ class Tokenizer:
         return cls(backend)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, without bos. Special tokens written in the text become their ids."""
+        """Token ids, without bos. Special tokens written in the text become their ids. Raises UserError for
+        a text with lone surrogates, which Python makes of bytes that are not UTF-8."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text is not valid UTF-8 (character {error.start})") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -45,14 +50,15 @@ class Tokenizer:
 
     def label(self, token_id: int) -> str:
         """A token for tables: its text with visible spaces and line ends, else the vocabulary's spelling
-        (special tokens, parts of characters), else a placeholder."""
+        (special tokens, parts of characters), else a placeholder; control characters escaped."""
         spelling = self._backend.id_to_token(token_id)
         if spelling is None:
             return f"<{token_id}>"
         text = self.decode([token_id])
         if not text or _REPLACEMENT in text or _SPACE in spelling:
-            return spelling
-        return text.replace(" ", _SPACE).replace("\n", "\u23ce")
+            text = spelling
+        text = text.replace(" ", _SPACE).replace("\n", "\u23ce")
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
     def is_silent(self, token_id: int) -> bool:
         """Whether decoding leaves the token out: special ones and ids without a spelling."""

@@ -11,10 +11,9 @@ from typing import Any
 from blockffn_mlc.errors import UserError
 
 from ..conversation import Conversation
-from ..engine import Engine
 from ..generation import Generation
 from ..sampling import Sampling
-from .common import add_command, add_sampling, given_sampling, note, positive_int
+from .common import add_command, add_sampling, given_sampling, load_engine, note, positive_int
 
 HELP = """\
 /help             this text
@@ -22,6 +21,7 @@ HELP = """\
 /reset            forget the conversation
 /set              show the settings
 /set NAME VALUE   change one: temperature, top_p, top_k, repetition_penalty, seed, max_tokens
+                  (the last two also: none)
 /exit             leave (also Ctrl-D); Ctrl-C breaks an answer off"""
 
 _ARTIFACT_DEFAULTS = ("temperature", "top_p", "repetition_penalty")
@@ -34,7 +34,9 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    engine = Engine.load(args.artifact, args.threads)
+    if sys.stdin is None:
+        raise UserError("chat reads from standard input, which is closed")
+    engine = load_engine(args)
     defaults = {name: engine.artifact.chat_config[name] for name in _ARTIFACT_DEFAULTS
                 if isinstance(engine.artifact.chat_config.get(name), (int, float))}
     chat = Chat(Conversation(engine), Sampling(**defaults | given_sampling(args)), args.max_tokens)
@@ -70,8 +72,8 @@ class Chat:
         """Stream the answer to stdout. Ctrl-C keeps what has come so far."""
         if not question:
             return
-        self.last = self.conversation.ask(question, self.sampling, self.max_tokens)
         try:
+            self.last = self.conversation.ask(question, self.sampling, self.max_tokens)
             for token in self.last:
                 print(token.text, end="", flush=True)
         except KeyboardInterrupt:
@@ -102,10 +104,11 @@ class Chat:
                  "max_tokens": positive_int}
         if name not in kinds:
             raise UserError(f"unknown setting {name!r}; expected one of {', '.join(kinds)}")
+        optional = name in ("seed", "max_tokens")
         try:
-            value = kinds[name](text)
+            value = None if optional and text.lower() == "none" else kinds[name](text)
         except (ValueError, argparse.ArgumentTypeError):
-            raise UserError(f"{name}: expected a number, found {text!r:.40}") from None
+            raise UserError(f"{name}: expected a number{' or none' * optional}, found {text!r:.40}") from None
         if name == "max_tokens":
             self.max_tokens = value
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from typing import Any
 
@@ -12,6 +13,7 @@ from blockffn_mlc.errors import UserError
 from ..engine import Engine
 from ..files import read_ids, read_text
 from ..sampling import Sampling
+from ..tvm_runtime import physical_cores
 
 
 def add_command(subparsers: Any, name: str, summary: str, run: Any, details: str = "") -> argparse.ArgumentParser:
@@ -23,6 +25,14 @@ def add_command(subparsers: Any, name: str, summary: str, run: Any, details: str
                         help="CPU threads (default: one per physical core)")
     parser.set_defaults(run=run)
     return parser
+
+
+def load_engine(args: argparse.Namespace) -> Engine:
+    """The artifact that the user named, with a note where more threads than cores were asked for."""
+    cores = physical_cores()
+    if args.threads is not None and args.threads > cores:
+        note(f"note: {args.threads} threads share {cores} core(s), which is slower than --threads {cores}")
+    return Engine.load(args.artifact, args.threads)
 
 
 def add_input(parser: argparse.ArgumentParser, *kinds: str) -> None:
@@ -59,7 +69,8 @@ def input_ids(args: argparse.Namespace, engine: Engine) -> list[int]:
         return read_ids(args.ids)
     if getattr(args, "prompt", None) is not None:
         return engine.encode(args.prompt)
-    return engine.encode(read_text(getattr(args, "prompt_file", None) or args.text_file))
+    prompt_file = getattr(args, "prompt_file", None)
+    return engine.encode(read_text(args.text_file if prompt_file is None else prompt_file))
 
 
 def add_split(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +82,7 @@ def add_split(parser: argparse.ArgumentParser) -> None:
 def input_windows(args: argparse.Namespace, engine: Engine) -> list[list[int]]:
     """``input_ids`` in pieces that fit the context window: one, or with --split as many as it takes.
 
-    Pieces of a text each begin with bos; their length is a multiple of 32 where the window allows, so that
+    Pieces of a text each begin with bos; their length is a multiple of 32 (of 8, in small windows), so that
     measurements over disjoint windows of tokens do not cross them. Raises UserError for a long input without --split.
     """
     ids, limit = input_ids(args, engine), engine.artifact.context_window_size
@@ -80,7 +91,7 @@ def input_windows(args: argparse.Namespace, engine: Engine) -> list[list[int]]:
     if not args.split:
         raise UserError(f"{len(ids)} tokens do not fit into the context window of {limit} tokens; read them in windows "
                         "with --split, or rebuild the artifact with a larger --context-window")
-    size = limit - limit % 32 or limit
+    size = limit - limit % 32 or limit - limit % 8 or limit
     if args.ids is not None:
         return [ids[start:start + size] for start in range(0, len(ids), size)]
     bos, text = ids[:1], ids[1:]
@@ -96,9 +107,18 @@ def positive_int(text: str) -> int:
     return value
 
 
+def non_negative(text: str) -> float:
+    """argparse type: a finite number from 0 up."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a finite number from 0 up, found {value}")
+    return value
+
+
 def print_json(values: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(values, ensure_ascii=False, indent=2))
+    """One JSON object on stdout; escaped to ASCII where the terminal's encoding is another than UTF-8."""
+    ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
+    print(json.dumps(values, ensure_ascii=ascii_only, allow_nan=False, indent=2))
 
 
 def note(text: str) -> None:

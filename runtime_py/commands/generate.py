@@ -7,9 +7,8 @@ import secrets
 from dataclasses import asdict
 from typing import Any
 
-from ..engine import Engine
 from ..sampling import Sampling
-from .common import add_command, add_input, add_sampling, given_sampling, input_ids, note, print_json
+from .common import add_command, add_input, add_sampling, given_sampling, input_ids, load_engine, note, print_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,7 +24,10 @@ def run(args: argparse.Namespace) -> None:
     if given.get("temperature"):  # sampled text can always be repeated: the seed is reported
         given.setdefault("seed", secrets.randbits(32))
     sampling = Sampling(**given)
-    engine = Engine.load(args.artifact, args.threads)
+    ignored = [f"--{name.replace('_', '-')}" for name in ("top_p", "top_k", "seed") if name in given]
+    if sampling.greedy and ignored:
+        note(f"note: {', '.join(ignored)}: no effect without --temperature, the most likely token is taken")
+    engine = load_engine(args)
     generation = engine.generate(input_ids(args, engine), args.max_tokens, sampling)
     for token in generation:
         if not args.json:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
 
-from ..engine import Engine
 from ..plot import check_plot, plot_activity
 from ..sparsity import WINDOWS, Sparsity, active_experts
-from .common import add_command, add_input, add_split, input_windows, note, print_json
+from .common import add_command, add_input, add_split, input_windows, load_engine, non_negative, note, print_json
 
 _SHOWN_TOKENS, _PLOTTED_TOKENS = 40, 1024
 
@@ -22,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
         "(disjoint windows).")
     add_input(parser, "--prompt", "--text-file", "--ids")
     add_split(parser)
-    parser.add_argument("--threshold", type=float, default=0.0, metavar="X",
+    parser.add_argument("--threshold", type=non_negative, default=0.0, metavar="X",
                         help="count experts with |router score| > X (default: 0, every expert that is computed)")
     parser.add_argument("--plot", metavar="FILE", help="write a heat map: .png (needs matplotlib) or .html")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -31,13 +31,14 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     if args.plot is not None:
         check_plot(args.plot)
-    engine = Engine.load(args.artifact, args.threads)
+    engine = load_engine(args)
     windows = input_windows(args, engine)
     active = np.concatenate([active_experts(output.router_scores, args.threshold)
                              for ids in windows for output in engine.session().stream(ids)], axis=1)
     ids = [token for window in windows for token in window]
     tokens = [engine.tokenizer.label(i) if engine.has_tokenizer else str(i) for i in ids]
-    total, layers = Sparsity.measure(active), [Sparsity.measure(layer) for layer in active]
+    piece = len(windows[0])
+    total, layers = Sparsity.measure(active, piece), [Sparsity.measure(layer, piece) for layer in active]
     if args.json:
         print_json({"artifact": engine.artifact.name, "experts": active.shape[-1], "threshold": args.threshold,
                     "ids": ids, "tokens": tokens, "active": active.sum(axis=-1).tolist(), **total.to_dict(),
@@ -56,7 +57,7 @@ def _print_tables(active: np.ndarray, tokens: list[str], total: Sparsity, layers
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 10_000)  # a file is as wide as its tables
     console.print(f"Active experts of {active.shape[-1]}, over {len(tokens)} tokens")
     table = Table()
     for heading in ("layer", "mean", "min", "max", "TLS", *(f"CLS_{window}" for window in WINDOWS)):

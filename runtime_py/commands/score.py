@@ -10,9 +10,9 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from ..engine import Engine, perplexity, token_log_probs
+from ..engine import perplexity, token_log_probs
 from ..files import check_output, writing_array
-from .common import add_command, add_input, add_split, input_windows, positive_int, print_json
+from .common import add_command, add_input, add_split, input_windows, load_engine, positive_int, print_json
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         check_output(path)
     if args.logits and args.router and Path(args.logits).resolve() == Path(args.router).resolve():
         raise UserError(f"{args.logits}: --logits and --router need different files")
-    engine = Engine.load(args.artifact, args.threads)
+    engine = load_engine(args)
     config = engine.artifact.config
     windows = input_windows(args, engine)
     total = sum(map(len, windows))
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
                 targets, row = targets[count:], row + count
     log_probs = np.concatenate(log_probs)
     result = perplexity(log_probs) if len(log_probs) else None
+    if result is not None and not np.isfinite(result):
+        raise UserError(f"{args.artifact}: the perplexity is {result}; are the weights damaged?")
     if args.json:
         print_json({"artifact": engine.artifact.name, "tokens": total, "predicted": len(log_probs),
                     "perplexity": result, "logits": args.logits, "router": args.router})

@@ -133,7 +133,7 @@ def test_score_writes_arrays_and_prints_perplexity(run, artifact_folder, ids_fil
 
 
 def test_score_refuses_outputs_it_cannot_write(run, engine, ids_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime_py.commands.score.Engine.load", lambda *_: pytest.fail("the work started"))
+    monkeypatch.setattr("runtime_py.engine.Engine.load", lambda *_: pytest.fail("the work started"))
     same = tmp_path / "a.npy"
     for outputs, message in ((["--logits", same, "--router", tmp_path / "." / "a.npy"], "need different files"),
                              (["--logits", ""], "regular file"), (["--router", tmp_path], "regular file")):
@@ -158,6 +158,68 @@ def test_inspect_json_equals_the_router_scores(run, artifact_folder, ids_file):
     assert [layer["max_active"] for layer in found["layers"]] == active.sum(-1).max(-1).tolist()
     some = json.loads(run("inspect", "--ids", ids_file, "--json", "--threshold", 3)[1])
     assert np.sum(some["active"]) < np.sum(found["active"])
+
+
+def test_a_threshold_is_a_number_from_0_up(ids_file, capsys):
+    for value in ("nan", "-1", "inf"):
+        with pytest.raises(SystemExit):
+            main(["inspect", "x", "--ids", str(ids_file), f"--threshold={value}"])
+        assert "from 0 up" in capsys.readouterr().err
+
+
+def test_json_is_ascii_where_the_output_is_not_utf8(artifact_folder, fake_library, monkeypatch):
+    for encoding in ("latin-1", "utf-8"):
+        out = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr("sys.stdout", out)
+        assert main(["inspect", str(artifact_folder), "--prompt", "\u4e16 the", "--json"]) == 0
+        found = json.loads(out.buffer.getvalue().decode(encoding))
+        assert "\u2581the" in found["tokens"] and (b"\\u2581" in out.buffer.getvalue()) == (encoding == "latin-1")
+
+
+def test_tables_in_a_file_are_as_wide_as_they_need(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    code, out, err = run("inspect", "--prompt", "the ing")
+    assert code == 0 and "Active experts per token and layer" in out and "too narrow" not in err
+
+
+def test_options_without_effect_are_noted(run):
+    err = run("generate", "--prompt", "the", "--max-tokens", 2, "--top-p", "0.5", "--seed", 1)[2]
+    assert "note: --top-p, --seed: no effect without --temperature" in err
+    assert "note" not in run("generate", "--prompt", "the", "--max-tokens", 2, "--top-p", "0.5", "--temperature", 1)[2]
+
+
+def test_more_threads_than_cores_are_noted(run, monkeypatch):
+    monkeypatch.setattr("runtime_py.commands.common.physical_cores", lambda: 2)
+    monkeypatch.setattr("runtime_py.engine.set_threads", lambda threads: threads)
+    assert "3 threads share 2 core(s)" in run("generate", "--prompt", "the", "--max-tokens", 1, "--threads", 3)[2]
+    assert "share" not in run("generate", "--prompt", "the", "--max-tokens", 1, "--threads", 2)[2]
+
+
+def test_input_that_is_no_text_is_refused(run):
+    code, out, err = run("generate", "--prompt", "a\udcff")
+    assert code == 1 and out == "" and "not valid UTF-8 (character 1)" in err
+    assert run("generate", "--prompt-file", "")[0] == 1
+    code, out, err = run("chat", "--max-tokens", 2, stdin="a\udcff\n/stats\n")
+    assert code == 0 and "not valid UTF-8" in err and "no answer yet" in out
+
+
+@pytest.mark.parametrize(("redirection", "message"), [("> /dev/full", "No space left"), (">&-", "output is closed")])
+def test_an_output_that_takes_nothing_is_named(redirection, message):
+    result = subprocess.run(f"{sys.executable} -m runtime_py {redirection}", shell=True, cwd=ROOT,
+                            capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_chat_without_input_is_refused(run, monkeypatch, artifact_folder, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["chat", str(artifact_folder)]) == 1
+    assert "standard input, which is closed" in capsys.readouterr().err
+
+
+def test_damaged_logits_have_no_perplexity(run, ids_file, monkeypatch):
+    monkeypatch.setattr("runtime_py.commands.score.token_log_probs", lambda *_: np.array([np.nan]))
+    code, out, err = run("score", "--ids", ids_file, "--json")
+    assert code == 1 and out == "" and "perplexity is nan" in err
 
 
 def test_long_inputs_are_refused_or_split(run, engine, tmp_path):
@@ -223,6 +285,24 @@ def test_ctrl_c_breaks_an_answer_off_and_the_conversation_goes_on(run, monkeypat
     assert code == 0 and "[broken off]" in err and "decode 3 tokens" in out
 
 
+def test_ctrl_c_while_the_question_is_read_keeps_the_chat(run, monkeypatch):
+    plain = Conversation.ask
+
+    def interrupted(conversation, question, *arguments):
+        if question == "slow":
+            raise KeyboardInterrupt
+        return plain(conversation, question, *arguments)
+    monkeypatch.setattr(Conversation, "ask", interrupted)
+    code, out, err = run("chat", "--max-tokens", 3, stdin="slow\nthe\n/stats\n")
+    assert code == 0 and "[broken off]" in err and "decode 3 tokens" in out
+
+
+def test_settings_can_be_taken_back(run):
+    lines = "/set max_tokens 3\n/set seed 4\n/set max_tokens none\n/set seed none\n/set\n/set top_k none\n"
+    code, out, err = run("chat", stdin=lines)
+    assert code == 0 and "seed None, max_tokens None" in out and "top_k: expected a number, found 'none'" in err
+
+
 def test_chat_starts_from_the_artifacts_defaults_and_ends_with_the_input(run):
     code, out, _ = run("chat", "--top-p", "0.5", "--seed", 1, stdin="/set\n")
     assert code == 0 and "temperature 0.8, top_p 0.5" in out and "seed 1" in out
@@ -231,7 +311,7 @@ def test_chat_starts_from_the_artifacts_defaults_and_ends_with_the_input(run):
 def test_a_closed_pipe_and_ctrl_c_end_quietly(artifact_folder, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr("runtime_py.commands.generate.Engine.load", interrupted)
+    monkeypatch.setattr("runtime_py.engine.Engine.load", interrupted)
     assert main(["generate", str(artifact_folder), "--prompt", "x"]) == 130
     assert capsys.readouterr().err.strip() == "interrupted"
     read, write = os.pipe()

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from toy import WINDOW
 
 from blockffn_mlc.errors import UserError
 from runtime_py.conversation import Conversation
@@ -142,6 +143,34 @@ def test_an_answer_broken_off_stays_as_far_as_it_came(engine):
     assert conversation.turns[0].reply_ids == first
     expected = conversation._template.render(conversation.turns)
     assert conversation.session.tokens[:len(expected)] == expected
+
+
+def test_answers_shrink_to_the_room_that_is_left(engine):
+    conversation = Conversation(engine)
+    generation = conversation.ask("x" * 80, GREEDY, max_tokens=90)
+    prompt = 1 + len(engine.tokenizer.encode("<U><A>")) + 80
+    assert generation.max_tokens == WINDOW - prompt
+    list(generation)
+    with pytest.raises(UserError, match="/reset"):
+        conversation.ask("x" * 80, GREEDY, max_tokens=1)
+
+
+def test_an_old_answer_leaves_the_new_conversation_alone(engine):
+    conversation = Conversation(engine)
+    old = conversation.ask("the", GREEDY, max_tokens=8)
+    next(old)
+    new = conversation.ask("in", GREEDY, max_tokens=4)
+    next(new)
+    held = list(conversation.session.tokens)
+    assert list(old) == [] and conversation.session.tokens == held
+    conversation.reset()
+    assert list(new) == [] and conversation.session.length == 0
+
+
+def test_a_conversation_needs_a_tokenizer(engine):
+    (engine.artifact.path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="which a conversation needs"):
+        Conversation(engine)
 
 
 def test_a_full_window_refuses_the_question_and_reset_empties_it(engine):

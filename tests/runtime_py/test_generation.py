@@ -127,6 +127,19 @@ def test_score_gives_teacher_forced_results(engine):
     np.testing.assert_allclose(score.perplexity, np.prod(np.exp(expected)) ** (-1 / len(expected)), rtol=1e-12)
 
 
+def test_texts_are_scored_as_they_are_generated_from(engine):
+    expected = engine.score(engine.encode("the ing"))
+    np.testing.assert_array_equal(engine.score("the ing").log_probs, expected.log_probs)
+
+
+def test_ids_are_integers_and_known_before_any_work(engine):
+    for ids in ([1.9, 5.2], ["a"], [1, 300]):
+        with pytest.raises(UserError, match="integers|not in the vocabulary"):
+            engine.score(ids)
+    assert engine.library.calls == []
+    engine.score(np.array([1, 5]))
+
+
 def test_log_probs_of_extreme_logits_stay_finite():
     logits = np.array([[1e4, -1e4, 0], [-3e38, 3e38, 0]], np.float32)
     np.testing.assert_allclose(token_log_probs(logits, [0, 2]), [0.0, -float(np.float32(3e38))], rtol=1e-12)

@@ -82,6 +82,19 @@ def test_impossible_settings_are_refused(name, value):
         Sampling(**{name: value})
 
 
+@pytest.mark.parametrize("sampling", [Sampling(1e-310, seed=0), Sampling(1e-310, 0.5, 2, seed=0)])
+def test_the_coldest_temperature_takes_the_most_likely(sampling):
+    assert Sampler(sampling)(np.array([1.0, 3.0, 2.0, -5.0], np.float32)) == 1
+
+
+@pytest.mark.parametrize(("logits", "penalty"), [([1, np.nan], 1.0), ([1, np.inf], 1.0), ([-np.inf] * 2, 1.0),
+                                                 ([1, 2], 1e-320)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_is_made_up_from_impossible_logits(logits, penalty, temperature):
+    with pytest.raises(UserError, match="no token can be chosen"):
+        Sampler(Sampling(temperature, repetition_penalty=penalty, seed=0))(np.array(logits, np.float32), [0])
+
+
 def test_logits_are_left_alone():
     logits = np.array([1.0, 2.0, 3.0], np.float32)
     distribution(logits, Sampling(0.7, 0.5, 2, 1.3), [2])

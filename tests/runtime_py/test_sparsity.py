@@ -46,3 +46,10 @@ def test_measure_counts_per_token():
     found = Sparsity.measure(active)
     assert (found.mean_active, found.min_active, found.max_active) == (7 / 9, 0, 4)
     assert found.to_dict()["cls_8"] == 0.25 and found.to_dict()["cls_32"] is None
+
+
+def test_windows_longer_than_a_piece_are_not_measured():
+    active = np.random.default_rng(0).random((2, 64, 5)) < 0.2
+    assert Sparsity.measure(active, 64) == Sparsity.measure(active)
+    found = Sparsity.measure(active, 16).cls
+    assert found[32] is None and found[8] == Sparsity.measure(active).cls[8]

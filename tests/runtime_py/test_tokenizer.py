@@ -85,6 +85,11 @@ def test_labels_are_readable(kind, text, labels):
     assert tokenizer.label(100000) == "<100000>"
 
 
+def test_labels_hold_no_control_characters():
+    tokenizer = TOKENIZERS["byte_level"]
+    assert [tokenizer.label(token) for token in tokenizer.encode("\x1b\r")] == ["\\x1b", "\\r"]
+
+
 @pytest.mark.parametrize(("content", "message"), [(None, "has no tokenizer"), ("{}", "not a usable tokenizer"),
                                                   ("\x00", "not a usable tokenizer")])
 def test_missing_and_damaged_files_are_refused(tmp_path, content, message):
