@@ -40,8 +40,8 @@ class Tokenizer:
         a text with lone surrogates, which Python makes of bytes that are not UTF-8."""
         try:
             text.encode()
-        except UnicodeEncodeError as error:
-            raise UserError(f"the text is not valid UTF-8 (character {error.start})") from None
+        except UnicodeEncodeError:
+            raise UserError("the text is not valid UTF-8; give it in UTF-8") from None
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -197,7 +197,7 @@ def test_more_threads_than_cores_are_noted(run, monkeypatch):
 
 def test_input_that_is_no_text_is_refused(run):
     code, out, err = run("generate", "--prompt", "a\udcff")
-    assert code == 1 and out == "" and "not valid UTF-8 (character 1)" in err
+    assert code == 1 and out == "" and "not valid UTF-8" in err
     assert run("generate", "--prompt-file", "")[0] == 1
     code, out, err = run("chat", "--max-tokens", 2, stdin="a\udcff\n/stats\n")
     assert code == 0 and "not valid UTF-8" in err and "no answer yet" in out
