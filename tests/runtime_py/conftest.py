@@ -1,9 +1,12 @@
 """The runtime's tests need no compiler: a toy artifact on disk, a toy model library in numpy."""
 
+import io
+
 import pytest
 from fake_library import FakeLibrary
 from toy import write_artifact
 
+from runtime_py.cli import main
 from runtime_py.engine import Engine
 
 
@@ -22,3 +25,13 @@ def fake_library(monkeypatch):
 @pytest.fixture
 def engine(artifact_folder, fake_library):
     return Engine.load(artifact_folder)
+
+
+@pytest.fixture
+def run(artifact_folder, fake_library, capsys, monkeypatch):
+    """run(command, *options, stdin=...) -> (exit code, stdout, stderr)."""
+    def run(command, *options, stdin=""):
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        code = main([command, str(artifact_folder), *map(str, options)])
+        return code, *capsys.readouterr()
+    return run
