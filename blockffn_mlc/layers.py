@@ -13,7 +13,8 @@ import tvm
 import tvm.relax.frontend.nn as nn
 from tvm.relax.frontend.nn import op
 
-from schedules.layout import pack_rows, stored_shape
+from schedules import q4
+from schedules.layout import FLOAT_FORMATS, Q4_SCALE_DTYPES, pack_rows, stored_shape
 from schedules.tiles import CpuTiles
 
 from .config import BlockFFNConfig
@@ -58,8 +59,8 @@ def matrix_parameter(shape: Sequence[int], weight_format: str, tile: int, name: 
     """A packed matrix: ``read_rows(checkpoint)`` gives the logical [..., out, in] of ``shape``."""
     def read(checkpoint: Any) -> np.ndarray:
         rows = read_rows(checkpoint)
-        check_range(rows, weight_format, name)
-        return pack_rows(rows, tile, weight_format)
+        check_range(rows, Q4_SCALE_DTYPES.get(weight_format, weight_format), name)
+        return pack_rows(rows, tile, weight_format) if weight_format in FLOAT_FORMATS else q4.store(rows, weight_format)
 
     return parameter(*stored_shape(weight_format, shape, tile), read)
 
@@ -90,7 +91,8 @@ class Linear(nn.Module):
         self.weight = matrix_parameter((groups, outputs, inputs), weight_format, build.tiles.output_tile,
                                        names[0] if names else name, read or stacked)
         self.bias = vector_parameter(build, [f"{name}.bias" for name in names], outputs) if bias else None
-        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, weight_format, groups=groups, bias=bias,
+        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, weight_format, groups=groups,
+                                           bias_dtype=build.quantization.model_dtype if bias else "",
                                            **kernel_options)
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor | None = None) -> nn.Tensor:

@@ -16,7 +16,10 @@ import numpy as np
 LAYOUT_VERSION = 1  # raise it when the bytes stored for the same shapes change
 FLOAT_FORMATS = ("float32", "float16")
 Q4_BLOCK = 32  # outputs, and inputs that share a scale
-Q4_BLOCK_WORDS = {"q4f16_1": 128 + 16, "q4f32_1": 128 + 32}
+Q4_ZERO = 7  # the code of weight 0; codes are 0..14
+Q4_CODE_WORDS = 128
+Q4_SCALE_DTYPES = {"q4f16_1": "float16", "q4f32_1": "float32"}
+Q4_FORMATS = tuple(Q4_SCALE_DTYPES)
 
 
 def stored_shape(weight_format: str, shape: Sequence[int], tile: int) -> tuple[tuple[int, ...], str]:
@@ -25,7 +28,8 @@ def stored_shape(weight_format: str, shape: Sequence[int], tile: int) -> tuple[t
     if weight_format in FLOAT_FORMATS:
         return (*outer, tile_count(outputs, tile), inputs, tile), weight_format
     blocks = tile_count(outputs, Q4_BLOCK), tile_count(inputs, Q4_BLOCK)
-    return (*outer, *blocks, Q4_BLOCK_WORDS[weight_format]), "uint32"
+    scale_words = Q4_BLOCK * np.dtype(Q4_SCALE_DTYPES[weight_format]).itemsize // 4
+    return (*outer, *blocks, Q4_CODE_WORDS + scale_words), "uint32"
 
 
 def tile_count(outputs: int, tile: int) -> int:

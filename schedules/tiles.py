@@ -14,16 +14,17 @@ class CpuTiles:
 
     ``lanes``: float32 lanes of a register. ``vectors``: registers per row of an output tile.
     ``token_tiles``: rows computed together, chosen by the number of tokens (ascending, first is 1).
-    ``value_vectors``: registers of attention output held at once. ``key_tile``: keys scored together;
-    ``key_block``: keys copied to float32 at a time (a block of rows should fit the L1 cache or half of L2).
-    ``parallel_rows``: from this many
-    rows on, a small per-row kernel is worth a parallel launch.
+    ``q4_token_tiles``: the same for 4-bit weights, whose tile is 32 outputs wide. ``value_vectors``:
+    registers of attention output held at once. ``key_tile``: keys scored together; ``key_block``: keys copied
+    to float32 at a time (a block of rows should fit the L1 cache or half of L2). ``parallel_rows``: from this
+    many rows on, a small per-row kernel is worth a parallel launch.
     """
 
     lanes: int
     vectors: int
     token_tiles: tuple[int, ...]
     value_vectors: int
+    q4_token_tiles: tuple[int, ...]
     key_tile: int = 4
     key_block: int = 32
     parallel_rows: int = 16
@@ -44,8 +45,8 @@ class CpuTiles:
 # Accumulators per tile = token_tiles[-1] * vectors; with the weights and one broadcast they must
 # fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE.
 CPU_TILES: dict[str, CpuTiles] = {
-    "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), value_vectors=16),
-    "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), value_vectors=8),
-    "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), value_vectors=16),
-    "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), value_vectors=8),
+    "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), value_vectors=16, q4_token_tiles=(1, 4, 8)),
+    "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), value_vectors=8, q4_token_tiles=(1, 2)),
+    "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), value_vectors=16, q4_token_tiles=(1, 2)),
+    "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), value_vectors=8, q4_token_tiles=(1,)),
 }

@@ -53,10 +53,11 @@ def golden_expected(name):
 
 
 @torch.no_grad()
-def oracle(source, ids, dtype="float32"):
-    """Reference logits [T, V] and router scores [L, T, E], with weights and cached values rounded to ``dtype``."""
+def oracle(source, ids, dtype="float32", half_cache=False):
+    """Reference logits [T, V] and router scores [L, T, E], with weights and cached values rounded to ``dtype``
+    (``half_cache``: cached values to float16 at any rate)."""
     tensors = {name: torch.from_numpy(source.read(name).astype(dtype).astype("float32")) for name in source.expected}
-    reference = Reference if dtype == "float32" else HalfCacheReference
+    reference = HalfCacheReference if half_cache or dtype == "float16" else Reference
     output = reference(source.config, tensors).forward(torch.as_tensor(ids)[None])
     return output.logits[0].numpy(), output.router_scores[:, 0].numpy()
 
@@ -105,6 +106,19 @@ def depths(parents):
     for parent in parents:
         found.append(found[parent] + 1 if parent >= 0 else 0)
     return np.array(found, np.int32)
+
+
+def tree_around(rng, path, distractors, vocab):
+    """Token ids and parents of a tree that holds ``path`` and random nodes, and where the path went."""
+    ids = [*path, *rng.integers(0, vocab, distractors)]
+    parent = [i - 1 for i in range(len(path))]
+    parent += [int(rng.integers(-1, i)) for i in range(len(path), len(ids))]
+    place = {-1: -1}  # node -> position in the order chosen
+    while len(place) <= len(ids):
+        ready = [i for i in range(len(ids)) if i not in place and parent[i] in place]
+        place[int(rng.choice(ready))] = len(place) - 1
+    order = list(place)[1:]
+    return [ids[i] for i in order], [place[parent[i]] for i in order], [place[i] for i in range(len(path))]
 
 
 class Compiled:

@@ -1,6 +1,6 @@
 """The CPU family: vector kernels for LLVM (AVX-512, AVX2, SSE, NEON)."""
 
-from ..layout import FLOAT_FORMATS
+from ..layout import FLOAT_FORMATS, Q4_FORMATS
 from .attention import attention
 from .cache import append_heads, append_latent, commit
 from .embedding import embedding
@@ -13,7 +13,7 @@ from .sparse_up import sparse_up
 from .union import union
 from .vector import ORIGIN
 
-FORMATS = FLOAT_FORMATS  # weight formats these kernels read
+FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "attention", "commit", "embedding", "linear",
            "rms_norm", "rope_query", "router", "sparse_down", "sparse_up", "union"]

@@ -111,13 +111,13 @@ def splat(value: Any, lanes: int) -> Any:
 def load(buffer: T.Buffer, *index: Any, lanes: int) -> Any:
     """``lanes`` consecutive elements from ``index``, as float32."""
     value = buffer[(*index[:-1], span(index[-1], lanes))]
-    return value if buffer.dtype == "float32" else T.cast(value, _vector("float32", lanes))
+    return value if buffer.dtype == "float32" else T.cast(value, vector("float32", lanes))
 
 
 def store(buffer: T.Buffer, value: Any, *index: Any, lanes: int) -> None:
     """Write ``lanes`` consecutive elements, rounded to the buffer's dtype."""
     if buffer.dtype != "float32":
-        value = T.cast(value, _vector(str(buffer.dtype), lanes))
+        value = T.cast(value, vector(str(buffer.dtype), lanes))
     T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])
 
 
@@ -200,10 +200,10 @@ def exp(x: Any, lanes: int) -> Any:
     for coefficient in _EXP_COEFFICIENTS[1:]:
         poly = T.fma(poly, r, const(coefficient))
     poly = T.fma(poly, r * r, r) + const(1.0)
-    int_type = _vector("int32", lanes)
+    int_type = vector("int32", lanes)
     shift = T.int32(23) if lanes == 1 else T.broadcast(T.int32(23), lanes)
     exponent = T.shift_left(T.reinterpret(int_type, shifted), shift)
-    return T.reinterpret(_vector("float32", lanes), T.reinterpret(int_type, poly) + exponent)
+    return T.reinterpret(vector("float32", lanes), T.reinterpret(int_type, poly) + exponent)
 
 
 def silu(x: Any, lanes: int) -> Any:
@@ -211,5 +211,6 @@ def silu(x: Any, lanes: int) -> Any:
     return x / (splat(1.0, lanes) + exp(splat(0.0, lanes) - x, lanes))
 
 
-def _vector(dtype: str, lanes: int) -> str:
+def vector(dtype: str, lanes: int) -> str:
+    """Name of a vector type."""
     return dtype if lanes == 1 else f"{dtype}x{lanes}"

@@ -265,7 +265,6 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     (["--cpu", "i686"], 1, ["--cpu i686", "native"]),
     (["--context-window", "0"], 1, ["--context-window 0"]),
     (["--prefill-chunk", "0"], 1, ["--prefill-chunk 0"]),
-    (["--quantization", "q4f16_1"], 1, ["--quantization q4f16_1", "no kernels", "q0f16"]),
     (["--model", "no/such/folder"], 1, ["no/such/folder", "demo"]),
     (["--model", "huge@random"], 1, ["huge", "xlarge"]),
     (["--context-window", "99999999"], 1, ["--context-window", "max_position_embeddings"]),

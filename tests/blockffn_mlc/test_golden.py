@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled import GOLDEN, GOLDEN_NAMES, golden_expected, golden_model, nmse, oracle
+from compiled import GOLDEN, GOLDEN_NAMES, golden_expected, golden_model, nmse, oracle, tree_around
 
 from blockffn_mlc.checkpoint import open_checkpoint
 
@@ -37,19 +37,6 @@ def trees(model, ids):
         done += length
     logits, scores = zip(*results)
     return np.concatenate(logits), np.concatenate(scores, axis=1)
-
-
-def tree_around(rng, path, distractors, vocab):
-    """Token ids and parents of a tree that holds ``path`` and random nodes, and where the path went."""
-    ids = [*path, *rng.integers(0, vocab, distractors)]
-    parent = [i - 1 for i in range(len(path))]
-    parent += [int(rng.integers(-1, i)) for i in range(len(path), len(ids))]
-    place = {-1: -1}  # node -> position in the order chosen
-    while len(place) <= len(ids):
-        ready = [i for i in range(len(ids)) if i not in place and parent[i] in place]
-        place[int(rng.choice(ready))] = len(place) - 1
-    order = list(place)[1:]
-    return [ids[i] for i in order], [place[parent[i]] for i in order], [place[i] for i in range(len(path))]
 
 
 WAYS = [one_prefill, chunks_of_7, token_by_token, trees]

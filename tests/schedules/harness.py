@@ -12,6 +12,8 @@ import tvm
 import tvm_ffi
 from tvm.target import codegen
 
+from schedules import cpu, q4
+from schedules.layout import FLOAT_FORMATS, pack_rows
 from schedules.tiles import CPU_TILES
 from targets.cpu import cpu_target
 
@@ -20,6 +22,7 @@ CPU_NAMES = {"x86_64": {"avx512": "skylake-avx512", "avx2": "haswell", "sse": "x
              "aarch64": {"neon": "generic"}}
 FAMILIES = list(CPU_NAMES.get(platform.machine(), {"native": "native"}))
 DTYPES = ("float32", "float16")
+WEIGHT_FORMATS = cpu.FORMATS
 TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 63, 64, 65, 130)
 MAX_TOKENS = TOKENS[-1]
 GUARD = 256  # bytes on either side of a tensor
@@ -147,6 +150,21 @@ def check_rows(kernel: Callable[[int], np.ndarray], expected: np.ndarray, tolera
 def normal(rng: np.random.Generator, *shape: int, dtype: str = "float32") -> np.ndarray:
     """Standard normal numbers rounded to ``dtype``."""
     return rng.standard_normal(shape).astype(dtype)
+
+
+def stored_matrix(rng: np.random.Generator, weight_format: str, tile: int,
+                  *shape: int) -> tuple[np.ndarray, np.ndarray]:
+    """A random matrix [..., out, in]: the values that its format can hold, and as stored in that format."""
+    if weight_format in FLOAT_FORMATS:
+        weight = normal(rng, *shape, dtype=weight_format)
+        return weight, pack_rows(weight, tile, weight_format)
+    codes, scales = q4.quantize(normal(rng, *shape), weight_format)
+    return q4.dequantize(codes, scales), q4.pack(codes, scales)
+
+
+def poison(packed: np.ndarray, index: object) -> None:
+    """Make the weights at ``index`` NaN, in any format."""
+    packed[index] = np.nan if packed.dtype.kind == "f" else 0xFFFDFFFD  # NaN as a scale, yet no poison of outputs
 
 
 def gappy_scores(rng: np.random.Generator, tokens: int, experts: int, share: float) -> np.ndarray:

@@ -2,18 +2,17 @@
 
 import numpy as np
 import pytest
-from harness import DTYPES, MAX_TOKENS, Out, check_rows, normal, run
+from harness import MAX_TOKENS, WEIGHT_FORMATS, Out, check_rows, normal, run, stored_matrix
 
 from schedules import cpu, twins
 from schedules.layout import pack_rows
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 @pytest.mark.parametrize("vocab, width", [(1, 32), (45, 96), (97, 32)])
-def test_embedding(target, rng, vocab, width, dtype):
-    func = cpu.embedding(target.tiles, vocab, width, dtype, 12.0)
-    table = normal(rng, vocab, width, dtype=dtype)
-    packed = pack_rows(table[None], target.tiles.output_tile, dtype)
+def test_embedding(target, rng, vocab, width, weight_format):
+    func = cpu.embedding(target.tiles, vocab, width, weight_format, 12.0)
+    (table,), packed = stored_matrix(rng, weight_format, target.tiles.output_tile, 1, vocab, width)
     ids = rng.integers(0, vocab, MAX_TOKENS).astype("int32")
     ids[:2] = vocab - 1, 0
     check_rows(lambda n: run(func, target, ids[:n], packed, Out((n, width))), twins.embedding(ids, table, 12.0))

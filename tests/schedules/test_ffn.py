@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from harness import DTYPES, TOKENS, Out, gappy_scores, nmse, normal, run, same_bits
+from harness import TOKENS, WEIGHT_FORMATS, Out, gappy_scores, nmse, normal, poison, run, same_bits, stored_matrix
 
 from schedules import cpu, twins
-from schedules.layout import pack_rows
 
 SCALE = 0.7
 CHAINED = 1e-11  # NMSE of two projections, one after the other, for as little as one token
@@ -15,15 +14,15 @@ SHAPES = [(1, 8, 32), (3, 24, 96), (20, 40, 32), (40, 8, 96), (130, 8, 32), (5, 
 class Ffn:
     """The FFN kernels over random weights of shape experts, expert size, hidden."""
 
-    def __init__(self, target, rng, shape, dtype):
+    def __init__(self, target, rng, shape, weight_format):
         self.target, (self.experts, self.size, self.hidden) = target, shape
         experts, size, hidden = shape
-        self.up_weight = normal(rng, experts, size, hidden, dtype=dtype)
-        self.down_weight = normal(rng, experts, hidden, size, dtype=dtype)
-        self.packed_up = pack_rows(self.up_weight, target.tiles.expert_tile(size), dtype)
-        self.packed_down = pack_rows(self.down_weight, target.tiles.output_tile, dtype)
-        self.up = cpu.sparse_up(target.tiles, experts, hidden, size, dtype)
-        self.down = cpu.sparse_down(target.tiles, experts, hidden, size, dtype, SCALE)
+        self.up_weight, self.packed_up = stored_matrix(
+            rng, weight_format, target.tiles.expert_tile(size), experts, size, hidden)
+        self.down_weight, self.packed_down = stored_matrix(
+            rng, weight_format, target.tiles.output_tile, experts, hidden, size)
+        self.up = cpu.sparse_up(target.tiles, experts, hidden, size, weight_format)
+        self.down = cpu.sparse_down(target.tiles, experts, hidden, size, weight_format, SCALE)
 
     def __call__(self, x, scores, residual, dense=False):
         n, target = len(x), self.target
@@ -50,10 +49,10 @@ def patterns(rng, tokens, experts):
     yield "disjoint", disjoint
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_sparse_equals_dense(target, rng, shape, dtype):
-    ffn = Ffn(target, rng, shape, dtype)
+def test_sparse_equals_dense(target, rng, shape, weight_format):
+    ffn = Ffn(target, rng, shape, weight_format)
     for tokens in TOKENS:
         x, residual = normal(rng, tokens, ffn.hidden), normal(rng, tokens, ffn.hidden)
         for name, scores in patterns(rng, tokens, ffn.experts):
@@ -64,9 +63,9 @@ def test_sparse_equals_dense(target, rng, shape, dtype):
                 assert same_bits(sparse, residual)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_of_inactive_experts_are_never_used(target, rng, dtype):
-    ffn = Ffn(target, rng, (20, 24, 96), dtype)
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_weights_of_inactive_experts_are_never_used(target, rng, weight_format):
+    ffn = Ffn(target, rng, (20, 24, 96), weight_format)
     for tokens in (1, 2, 33, 64, 130):
         x, residual = normal(rng, tokens, ffn.hidden), normal(rng, tokens, ffn.hidden)
         scores = gappy_scores(rng, tokens, ffn.experts, 0.3)
@@ -74,12 +73,13 @@ def test_weights_of_inactive_experts_are_never_used(target, rng, dtype):
         active = (scores != 0).any(axis=0)
         clean = ffn(x, scores, residual)
         up, down = ffn.packed_up.copy(), ffn.packed_down.copy()
-        ffn.packed_up[~active] = ffn.packed_down[~active] = np.nan
+        poison(ffn.packed_up, ~active)
+        poison(ffn.packed_down, ~active)
         assert same_bits(ffn(x, scores, residual), clean)
         for packed in (ffn.packed_up, ffn.packed_down):
             expert = rng.choice(np.flatnonzero(active))
             kept = packed[expert].copy()
-            packed[expert] = np.nan
+            poison(packed, expert)
             assert np.isnan(ffn(x, scores, residual)[scores[:, expert] != 0]).all(), "the check itself is blind"
             packed[expert] = kept
         ffn.packed_up, ffn.packed_down = up, down

@@ -2,34 +2,32 @@
 
 import numpy as np
 import pytest
-from harness import DTYPES, MAX_TOKENS, Out, check_rows, normal, run
+from harness import MAX_TOKENS, WEIGHT_FORMATS, Out, check_rows, normal, poison, run, stored_matrix
 
 from schedules import cpu, twins
-from schedules.layout import pack_rows
 
 CASES = {
     "one output": dict(inputs=32, outputs=1),
-    "ragged": dict(inputs=96, outputs=45, bias=True),
-    "several tiles": dict(inputs=33, outputs=97, bias=True, residual_scale=0.7),
+    "ragged": dict(inputs=96, outputs=45, bias_dtype="float16"),
+    "several tiles": dict(inputs=33, outputs=97, bias_dtype="float16", residual_scale=0.7),
     "whole tiles": dict(inputs=32, outputs=128, residual_scale=-1.4),
     "groups": dict(inputs=24, outputs=20, groups=3),
-    "strided groups": dict(inputs=16, outputs=32, groups=2, group_stride=23, x_width=50, bias=True),
+    "strided groups": dict(inputs=16, outputs=32, groups=2, group_stride=23, x_width=50, bias_dtype="float16"),
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 @pytest.mark.parametrize("case", CASES)
-def test_linear(target, rng, case, dtype):
+def test_linear(target, rng, case, weight_format):
     options = dict(CASES[case])
     inputs, outputs = options.pop("inputs"), options.pop("outputs")
     groups, stride = options.get("groups", 1), options.get("group_stride", inputs)
     scale = options.get("residual_scale")
-    func = cpu.linear(target.tiles, inputs, outputs, dtype, **options)
+    func = cpu.linear(target.tiles, inputs, outputs, weight_format, **options)
     x = normal(rng, MAX_TOKENS, options.get("x_width", groups * stride))
-    w = normal(rng, groups, outputs, inputs, dtype=dtype)
-    bias = normal(rng, groups * outputs, dtype=dtype) if options.get("bias") else None
+    w, packed = stored_matrix(rng, weight_format, target.tiles.output_tile, groups, outputs, inputs)
+    bias = normal(rng, groups * outputs, dtype="float16") if options.get("bias_dtype") else None
     residual = None if scale is None else normal(rng, MAX_TOKENS, groups * outputs)
-    packed = pack_rows(w, target.tiles.output_tile, dtype)
 
     columns = np.stack([x[:, g * stride:g * stride + inputs] for g in range(groups)], axis=1)
     expected = twins.linear(columns, w, bias)
@@ -46,8 +44,8 @@ def test_linear(target, rng, case, dtype):
 def test_padding_rows_do_not_reach_the_output(target, rng):
     """Garbage in the padding of the last weight tile stays there."""
     func = cpu.linear(target.tiles, 32, 45)
-    x, w = normal(rng, 5, 32), normal(rng, 1, 45, 32)
-    packed = pack_rows(w, target.tiles.output_tile)
+    x = normal(rng, 5, 32)
+    _, packed = stored_matrix(rng, "float32", target.tiles.output_tile, 1, 45, 32)
     clean = run(func, target, x, packed, Out((5, 45)))
-    packed[:, -1, :, 45 % target.tiles.output_tile:] = np.nan
+    poison(packed, np.s_[:, -1, :, 45 % target.tiles.output_tile:])
     assert np.array_equal(run(func, target, x, packed, Out((5, 45))), clean)

@@ -28,7 +28,7 @@ KERNELS = {
                                             scale=0.1, cache_dtype=d),
     "commit": lambda t, d: cpu.commit(t, 64, 2, 128, d),
     "embedding": lambda t, d: cpu.embedding(t, 97, 64, d, 12.0),
-    "linear": lambda t, d: cpu.linear(t, 96, 97, d, bias=True, residual_scale=0.5),
+    "linear": lambda t, d: cpu.linear(t, 96, 97, d, bias_dtype=d, residual_scale=0.5),
     "rms_norm": lambda t, d: cpu.rms_norm(t, 96, 1e-5, d),
     "rope_query": lambda t, d: cpu.rope_query(t, 2, 64, 64, x_width=384, stride=192, offset=128, latent=64),
     "router": lambda t, d: cpu.router(t, 40, "rms", 1e-5, 1.0, d),

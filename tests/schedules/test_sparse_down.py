@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
-from harness import DTYPES, MAX_TOKENS, Out, check_rows, gappy_scores, normal, run
+from harness import MAX_TOKENS, WEIGHT_FORMATS, Out, check_rows, gappy_scores, normal, poison, run, stored_matrix
 
 from schedules import cpu, twins
-from schedules.layout import pack_rows
 
 
 def by_place(act, ids, count, uses, tokens):
@@ -16,17 +15,17 @@ def by_place(act, ids, count, uses, tokens):
     return places
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 1.0])
 @pytest.mark.parametrize("experts, size, outputs", [(1, 8, 32), (20, 24, 96), (40, 40, 32), (5, 128, 96)])
-def test_sparse_down(target, rng, experts, size, outputs, share, dtype):
+def test_sparse_down(target, rng, experts, size, outputs, share, weight_format):
     scale = 0.7
-    func = cpu.sparse_down(target.tiles, experts, outputs, size, dtype, scale)
-    w, residual = normal(rng, experts, outputs, size, dtype=dtype), normal(rng, MAX_TOKENS, outputs)
+    func = cpu.sparse_down(target.tiles, experts, outputs, size, weight_format, scale)
+    w, packed = stored_matrix(rng, weight_format, target.tiles.output_tile, experts, outputs, size)
+    residual = normal(rng, MAX_TOKENS, outputs)
     scores = gappy_scores(rng, MAX_TOKENS, experts, share)
     act = normal(rng, MAX_TOKENS, experts, size) * scores[:, :, None]
-    packed = pack_rows(w, target.tiles.output_tile, dtype)
-    packed[~(scores != 0).any(axis=0)] = np.nan
+    poison(packed, ~(scores != 0).any(axis=0))
 
     def kernel(n):
         used = twins.union(scores[:n])

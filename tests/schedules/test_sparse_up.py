@@ -2,25 +2,38 @@
 
 import numpy as np
 import pytest
-from harness import DTYPES, EXACT, MAX_TOKENS, TOKENS, Out, gappy_scores, nmse, normal, run, same_bits
+from harness import (
+    EXACT,
+    MAX_TOKENS,
+    TOKENS,
+    WEIGHT_FORMATS,
+    Out,
+    gappy_scores,
+    nmse,
+    normal,
+    poison,
+    run,
+    same_bits,
+    stored_matrix,
+)
 
 from schedules import cpu, twins
 from schedules.layout import pack_rows
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 @pytest.mark.parametrize("experts, size, hidden", [(1, 8, 32), (20, 24, 96), (40, 40, 32), (5, 128, 96)])
-def test_sparse_up(target, rng, experts, size, hidden, dtype):
-    func = cpu.sparse_up(target.tiles, experts, hidden, size, dtype)
-    x, w = normal(rng, MAX_TOKENS, hidden), normal(rng, experts, size, hidden, dtype=dtype)
-    tile = target.tiles.expert_tile(size)
+def test_sparse_up(target, rng, experts, size, hidden, weight_format):
+    func = cpu.sparse_up(target.tiles, experts, hidden, size, weight_format)
+    x = normal(rng, MAX_TOKENS, hidden)
+    w, weights = stored_matrix(rng, weight_format, target.tiles.expert_tile(size), experts, size, hidden)
 
     def call(scores):
         """act by token and expert; asserts that active pairs are written and no others."""
         n = len(scores)
         ids, (count,), uses, tokens = used = twins.union(scores)
-        packed = pack_rows(w, tile, dtype)
-        packed[~(scores != 0).any(axis=0)] = np.nan
+        packed = weights.copy()
+        poison(packed, ~(scores != 0).any(axis=0))
         act = run(func, target, x[:n], scores, *used, packed, Out((experts, n, size), partial=True))
         by_id = np.zeros((n, experts, size), "float32")
         for place in range(experts):
