@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_TREE_NODES = 64  # bits of a token's ancestor mask
-NARROWEST_TILE = 8  # expert sizes are multiples of this
 
 
 @dataclass(frozen=True)
