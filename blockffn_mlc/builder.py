@@ -37,11 +37,16 @@ class Plan:
     library: str
     chat: dict[str, Any]
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(shard.weight_bytes for shard in self.shards)
+
     def summary(self) -> dict[str, Any]:
         """Functions, kernels, sizes and memory at run time, in bytes."""
         build = self.build
         memory = {
-            "weight_bytes": sum(tensor.nbytes for shard in self.shards for tensor in shard.tensors),
+            "weight_bytes": self.weight_bytes,
             "cache_bytes": self.graph.cache_bytes,
             "workspace_bytes": planned_bytes(self.graph),
             "output_bytes": 4 * (build.config.vocab_size + build.prefill_chunk * build.config.num_hidden_layers
@@ -97,8 +102,7 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
             executable = compile_graph(plan.graph, plan.target.tvm_target, stage)
             stage("link")
             _link(executable, library)
-        total = sum(tensor.nbytes for shard in plan.shards for tensor in shard.tensors)
-        with progress.bytes("weights", total) as advance:
+        with progress.bytes("weights", plan.weight_bytes) as advance:
             kept = write_shards(staging, plan.shards, source, journal, jobs, advance)
         copy_tokenizer(folder, staging)
         text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)

@@ -14,10 +14,8 @@ import tvm.relax.frontend.nn as nn
 from tvm import relax
 
 from .attention import cache_shape
-from .config import BlockFFNConfig
 from .layers import Build
 from .model import Model
-from .quantization import Quantization
 
 METADATA = "_metadata"
 
@@ -77,14 +75,13 @@ def planned_bytes(graph: Graph) -> int:
     return sum(sizes)
 
 
-def metadata(config: BlockFFNConfig, quantization: Quantization, context_window: int, prefill_chunk: int,
-             parameters: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
+def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
     """What ``_metadata()`` returns (MLC's model metadata; ``params`` fixes the argument order)."""
     return {
-        "model_type": "minicpm", "quantization": quantization.name,
-        "context_window_size": context_window, "prefill_chunk_size": prefill_chunk, "max_batch_size": 1,
+        "model_type": "minicpm", "quantization": build.quantization.name,
+        "context_window_size": build.context_window, "prefill_chunk_size": build.prefill_chunk, "max_batch_size": 1,
         "sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
-        "pipeline_parallel_stages": 1, "active_vocab_size": config.vocab_size, "model_task": "chat",
+        "pipeline_parallel_stages": 1, "active_vocab_size": build.config.vocab_size, "model_task": "chat",
         "kv_state_kind": "none", "memory_usage": {},
         "params": [{"name": name, "dtype": str(parameter.dtype), "shape": [int(size) for size in parameter.shape],
                     "preprocs": [], "pipeline_stages": [0]} for name, parameter in parameters],
@@ -101,7 +98,7 @@ def _with_upper_bounds(module: tvm.IRModule, build: Build) -> tvm.IRModule:
 
 
 def _with_metadata(module: tvm.IRModule, build: Build, parameters: list[tuple[str, nn.Parameter]]) -> tvm.IRModule:
-    text = json.dumps(metadata(build.config, build.quantization, build.context_window, build.prefill_chunk, parameters))
+    text = json.dumps(metadata(build, parameters))
     builder = relax.BlockBuilder(module)
     with builder.function(METADATA, params=[]):
         builder.emit_func_output(tvm.ir.StringImm(text))

@@ -58,6 +58,11 @@ class Shard:
     def nbytes(self) -> int:
         return _aligned(self.tensors[-1].offset + self.tensors[-1].nbytes)
 
+    @property
+    def weight_bytes(self) -> int:
+        """``nbytes`` without the gaps."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
     def record(self) -> dict[str, Any]:
         """The shard's entry in tensor-cache.json (MLC contract, artifact layout)."""
         return {
@@ -122,7 +127,7 @@ def write_shards(folder: Path, shards: list[Shard], source: Source, journal: Jou
         path = folder / shard.file
         md5 = journal.finished.get(shard.file)
         if md5 is not None and path.is_file() and _md5(path) == md5:
-            advance(sum(tensor.nbytes for tensor in shard.tensors))
+            advance(shard.weight_bytes)
             return True, md5
         _write_shard(path, shard, source, advance)
         md5 = _md5(path)
@@ -134,7 +139,7 @@ def write_shards(folder: Path, shards: list[Shard], source: Source, journal: Jou
         results = list(pool.map(finish, shards))
     finally:
         pool.shutdown(cancel_futures=True)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.tensors)
+    total = sum(shard.weight_bytes for shard in shards)
     count = sum(math.prod(tensor.shape) for shard in shards for tensor in shard.tensors)
     index = {"metadata": {"ParamSize": sum(len(shard.tensors) for shard in shards), "ParamBytes": total,
                           "BitsPerParam": total * 8 / count},

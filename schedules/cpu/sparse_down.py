@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..tiles import CpuTiles
 from .matrix import matrix
+from .union import union_tensors
 from .vector import kernel, load, over_token_tiles, rows_var, splat, store
 
 
@@ -26,14 +27,10 @@ def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, w
     with kernel(__name__) as k:
         n = rows_var()
         act = k.tensor((experts, n, expert_size))
-        ids = k.tensor((experts,), "int32")
-        count = k.tensor((1,), "int32")
-        uses = k.tensor((experts,), "int32")
-        tokens = k.tensor((experts, n), "int32")
+        ids, count, uses, tokens = union_tensors(k, experts, n)
         w = matrix(k, tiles, weight_format, (experts, outputs, expert_size), tiles.output_tile)
         residual = k.tensor((n, outputs))
         y = k.tensor((n, outputs))
-
         lanes = w.lanes
 
         with T.parallel(0, T.int64(w.count)) as part:

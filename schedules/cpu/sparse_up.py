@@ -10,6 +10,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..tiles import CpuTiles
 from .matrix import matrix
+from .union import union_tensors
 from .vector import kernel, over_token_tiles, rows_var, silu, splat, store
 
 
@@ -27,10 +28,7 @@ def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, weig
         n = rows_var()
         x = k.tensor((n, inputs))
         scores = k.tensor((n, experts))
-        ids = k.tensor((experts,), "int32")
-        count = k.tensor((1,), "int32")
-        uses = k.tensor((experts,), "int32")
-        tokens = k.tensor((experts, n), "int32")
+        ids, count, uses, tokens = union_tensors(k, experts, n)
         w = matrix(k, tiles, weight_format, (experts, expert_size, inputs), tiles.expert_tile(expert_size))
         act = k.tensor((experts, n, expert_size))
 

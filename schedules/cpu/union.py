@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from .vector import kernel, rows_var, when
+from .vector import Kernel, kernel, rows_var, when
 
 
 @cache
@@ -22,10 +23,7 @@ def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
     with kernel(__name__) as k:
         n = rows_var()
         scores = k.tensor((n, experts))
-        ids = k.tensor((experts,), "int32")
-        count = k.tensor((1,), "int32")
-        uses = k.tensor((experts,), "int32")
-        tokens = k.tensor((experts, n), "int32")
+        ids, count, uses, tokens = union_tensors(k, experts, n)
         T.buffer_store(count, T.int32(0), [0])
         with T.serial(0, experts) as expert:
             place = T.bind(T.cast(count[0], "int64"))
@@ -44,3 +42,9 @@ def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
             with T.serial(0, n) as token:
                 T.buffer_store(tokens, T.int32(-1), [place, token])
     return k.func
+
+
+def union_tensors(k: Kernel, experts: int, n: Any) -> tuple[T.Buffer, T.Buffer, T.Buffer, T.Buffer]:
+    """Declare the next four parameters: ids, count, uses and tokens of a union."""
+    return (k.tensor((experts,), "int32"), k.tensor((1,), "int32"), k.tensor((experts,), "int32"),
+            k.tensor((experts, n), "int32"))
