@@ -24,8 +24,9 @@ class CpuTiles:
     token_tiles: tuple[int, ...]
     value_vectors: int
     q4_token_tiles: tuple[int, ...]
-    key_tile: int = 4
-    key_block: int = 32
+    score_heads: int = 4
+    score_keys: int = 4
+    value_heads: int = 4
     parallel_rows: int = 16
 
     @property
@@ -44,8 +45,8 @@ class CpuTiles:
 # Accumulators per tile = token_tiles[-1] * vectors; with the weights and one broadcast they must
 # fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE.
 CPU_TILES: dict[str, CpuTiles] = {
-    "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), value_vectors=16, q4_token_tiles=(1, 4, 8)),
-    "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), value_vectors=8, q4_token_tiles=(1, 2)),
-    "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), value_vectors=16, q4_token_tiles=(1, 2)),
-    "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), value_vectors=8, q4_token_tiles=(1,)),
+    "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), value_vectors=4, q4_token_tiles=(1, 4, 8)),
+    "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), value_vectors=2, q4_token_tiles=(1, 2)),
+    "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), value_vectors=4, q4_token_tiles=(1, 2)),
+    "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), value_vectors=2, q4_token_tiles=(1,)),
 }

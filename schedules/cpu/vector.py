@@ -144,14 +144,42 @@ class Register:
         """self += a * b, rounded once where the processor can (all but SSE)."""
         self.set(T.fma(a, b, self.get()))
 
+    def part(self, start: int, lanes: int) -> Any:
+        """``lanes`` consecutive lanes."""
+        return self._buffer[span(start, lanes)]
+
     def sum(self) -> Any:
         """All lanes added as a balanced tree."""
+        return self._fold(lambda low, high: low + high)
+
+    def max(self) -> Any:
+        """The largest lane."""
+        return self._fold(T.max)
+
+    def _fold(self, combine: Callable[[Any, Any], Any]) -> Any:
         part = self
         while part.lanes > 1:
             half = part.lanes // 2
-            low, high = (part._buffer[span(start, half)] for start in (0, half))
-            part = Register(half, low + high)
+            part = Register(half, combine(part.part(0, half), part.part(half, half)))
         return part.get()
+
+
+def sums(registers: Sequence[Register]) -> Any:
+    """Lane i = registers[i].sum(), bit for bit, for at most ``lanes`` registers of equal width; further lanes
+    are undefined. All trees advance together, a vector instruction at a time."""
+    lanes = width = registers[0].lanes
+    level = [*registers, *[registers[-1]] * (lanes - len(registers))]
+    while width > 1:
+        half = width // 2
+        low = [start + i for start in range(0, 2 * lanes, width) for i in range(half)]
+        high = [i + half for i in low]
+        level = [Register(lanes, _shuffle(a, b, low) + _shuffle(a, b, high)) for a, b in zip(level[::2], level[1::2])]
+        width = half
+    return level[0].get()
+
+
+def _shuffle(a: Register, b: Register, lanes: list[int]) -> Any:
+    return tvm.tirx.Shuffle([a.get(), b.get()], [T.int32(i) for i in lanes])
 
 
 def for_lanes(extent: int, lanes: int, body: Callable[[Any, int], None]) -> None:
