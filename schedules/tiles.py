@@ -13,20 +13,17 @@ class CpuTiles:
 
     ``lanes``: float32 lanes of a register. ``vectors``: registers per row of an output tile.
     ``token_tiles``: rows computed together, chosen by the number of tokens (ascending, first is 1).
-    ``q4_token_tiles``: the same for 4-bit weights, whose tile is 32 outputs wide. ``value_vectors``:
-    registers of attention output held at once. ``key_tile``: keys scored together; ``key_block``: keys copied
-    to float32 at a time (a block of rows should fit the L1 cache or half of L2). ``parallel_rows``: from this
-    many rows on, a small per-row kernel is worth a parallel launch.
+    ``q4_token_tiles``: the same for 4-bit weights, whose tile is 32 outputs wide. ``score_tile``: heads x keys
+    of attention scored together; ``value_tile``: heads x registers of values they add together. ``parallel_rows``:
+    from this many rows on, a small per-row kernel is worth a parallel launch.
     """
 
     lanes: int
     vectors: int
     token_tiles: tuple[int, ...]
-    value_vectors: int
     q4_token_tiles: tuple[int, ...]
-    score_heads: int = 4
-    score_keys: int = 4
-    value_heads: int = 4
+    score_tile: tuple[int, int]
+    value_tile: tuple[int, int]
     parallel_rows: int = 16
 
     @property
@@ -42,11 +39,15 @@ class CpuTiles:
         return tile
 
 
-# Accumulators per tile = token_tiles[-1] * vectors; with the weights and one broadcast they must
-# fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE.
+# Accumulators per tile = token_tiles[-1] * vectors (attention: the product of a tile); with the weights and one
+# broadcast they must fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE.
 CPU_TILES: dict[str, CpuTiles] = {
-    "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), value_vectors=4, q4_token_tiles=(1, 4, 8)),
-    "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), value_vectors=2, q4_token_tiles=(1, 2)),
-    "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), value_vectors=4, q4_token_tiles=(1, 2)),
-    "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), value_vectors=2, q4_token_tiles=(1,)),
+    "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), q4_token_tiles=(1, 4, 8),
+                       score_tile=(4, 4), value_tile=(4, 4)),
+    "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), q4_token_tiles=(1, 2),
+                     score_tile=(2, 4), value_tile=(4, 2)),
+    "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), q4_token_tiles=(1, 2),
+                     score_tile=(4, 4), value_tile=(4, 4)),
+    "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), q4_token_tiles=(1,),
+                    score_tile=(2, 4), value_tile=(4, 2)),
 }

@@ -42,7 +42,10 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
         out = k.tensor((n, heads * value_dim))
 
         with T.parallel(0, n * (kv_heads * splits)) as item:
-            row, part = T.floordiv(item, kv_heads * splits), T.floormod(item, kv_heads * splits)
+            part, turn = T.bind(T.floordiv(item, n)), T.bind(T.floormod(item, n))
+            # First, last, second, last but one, ...: a thread's share of a causal chunk is as long as any other's.
+            half = T.floordiv(turn, 2)
+            row = T.bind(T.Select(T.floormod(turn, 2) == 0, half, n - 1 - half))
             kv_head = T.floordiv(part, splits)
             # An odd head in the middle is computed by both items, which write the same bits.
             first = T.bind(kv_head * group + T.min(T.floormod(part, splits) * share, T.int64(group - share)))

@@ -53,17 +53,18 @@ class HeadGroup:
 
     def add(self, count: Any, row: Callable[[Any], Row]) -> None:
         """Attend to ``count`` (1 to BLOCK) more rows: ``row(j)``."""
-        keys = self._tiles.score_keys
+        tile_heads, keys = self._tiles.score_tile
         with T.serial(0, T.floordiv(count + (keys - 1), keys)) as tile:
             for j in range(keys):
                 j = tile * keys + j
                 self._fill(self._rows, j, self._columns, row(T.min(j, count - 1)))
-            _split(self._heads, self._tiles.score_heads, lambda head, heads: self._score(head, heads, tile * keys))
+            _split(self._heads, tile_heads, lambda head, heads: self._score(head, heads, tile * keys))
         with T.serial(0, self._heads) as head:
             self._weigh(head, count)
-        _split(self._heads, self._tiles.value_heads, lambda head, heads: _split(
-            self._value_vectors, self._tiles.value_vectors,
-            lambda vector, vectors: self._add_values(head, heads, vector * self._lanes, vectors, count)))
+        tile_heads, tile_vectors = self._tiles.value_tile
+        _split(self._value_vectors, tile_vectors, lambda vector, vectors: _split(
+            self._heads, tile_heads,
+            lambda head, heads: self._add_values(head, heads, vector * self._lanes, vectors, count)))
 
     def total(self, head: Any) -> Any:
         """The sum of a head's weights."""
@@ -74,7 +75,7 @@ class HeadGroup:
 
     def _score(self, head: Any, heads: int, key: Any) -> None:
         """weights[head + h, key + j] = query of the head . key, for a tile of both."""
-        lanes, keys = self._lanes, self._tiles.score_keys
+        lanes, keys = self._lanes, self._tiles.score_tile[1]
         acc = [[Register(lanes) for _ in range(keys)] for _ in range(heads)]
         with T.serial(0, self._key_vectors) as i:
             columns = [T.bind(load(self._rows, key + j, i * lanes, lanes=lanes)) for j in range(keys)]
@@ -142,8 +143,12 @@ def _zero(_: Any, lanes: int) -> Any:
 def _split(count: int, largest: int, body: Callable[[Any, int], None]) -> None:
     """``body(first, size)`` over ``count`` things in as few tiles as ``largest`` allows, of nearly equal size."""
     tiles = -(-count // largest)
-    size, larger = divmod(count, tiles)
-    for start, number, size in ((0, larger, size + 1), (larger * (size + 1), tiles - larger, size)):
+    small, larger = divmod(count, tiles)
+
+    def emit(start: int, number: int, size: int) -> None:
         if number:
             with T.serial(0, number) as i:
                 body(start + i * size, size)
+
+    emit(0, larger, small + 1)
+    emit(larger * (small + 1), tiles - larger, small)

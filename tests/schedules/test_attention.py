@@ -1,5 +1,7 @@
 """Attention kernel: causal chunks and trees over the cache."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from harness import DTYPES, EXACT, MAX_TOKENS, TOKENS, Out, check_rows, nmse, normal, run, same_bits
@@ -14,16 +16,17 @@ SHAPES = {  # heads, kv_heads, key_dim, value_offset, value_dim, width
     "wide latent": (1, 1, 304, 0, 288, 304),
     "gqa": (4, 2, 32, 32, 32, 64),
     "odd heads": (3, 3, 6, 6, 6, 12),
+    "ragged tiles": (14, 1, 72, 0, 64, 72),
 }
 
 
 class Case:
     """The kernel of a shape with random queries and cache."""
 
-    def __init__(self, target, rng, shape, dtype):
+    def __init__(self, target, rng, shape, dtype, **tiles):
         self.target, self.scale = target, 0.3
         self.heads, kv_heads, self.key_dim, offset, self.value_dim, width = SHAPES[shape]
-        self.func = cpu.attention(target.tiles, self.heads, kv_heads, SLOTS, key_dim=self.key_dim,
+        self.func = cpu.attention(replace(target.tiles, **tiles), self.heads, kv_heads, SLOTS, key_dim=self.key_dim,
                                   value_offset=offset, value_dim=self.value_dim, width=width, scale=self.scale,
                                   cache_dtype=dtype)
         self.q = normal(rng, MAX_TOKENS, self.heads, self.key_dim)
@@ -118,3 +121,12 @@ def test_sharp_and_flat_distributions(target, rng, gain):
     visible = np.full(MAX_TOKENS, SLOTS)
     ancestors = no_ancestors(MAX_TOKENS)
     assert nmse(case(MAX_TOKENS, visible, ancestors, 0), case.expected(MAX_TOKENS, visible, ancestors, 0)) <= 1e-7
+
+
+@pytest.mark.parametrize("tiles", [{"score_tile": (1, 4)}, {"score_tile": (3, 4)}, {"score_tile": (5, 2)},
+                                   {"value_tile": (1, 1)}, {"value_tile": (3, 5)}], ids=str)
+def test_register_tiles_change_no_bit(target, tiles):
+    visible, ancestors = PAST + 1 + np.arange(MAX_TOKENS), no_ancestors(MAX_TOKENS)
+    usual, other = (Case(target, np.random.default_rng(0), "ragged tiles", "float16", **kind)(
+        MAX_TOKENS, visible, ancestors, PAST) for kind in ({}, tiles))
+    assert same_bits(usual, other)

@@ -40,3 +40,21 @@ def test_vector_and_scalar_code_agree(target):
         whole = run(elementwise(target, 97, function), target, x, Out((97,)))
         single = elementwise(target, 1, function)
         assert same_bits(whole, np.concatenate([run(single, target, x[i:i + 1], Out((1,))) for i in range(97)]))
+
+
+@pytest.mark.parametrize("missing", [0, 1])
+def test_sums_equal_each_registers_sum(target, rng, missing):
+    lanes = target.tiles.lanes
+    count = lanes - missing
+    x = rng.standard_normal((count, lanes)).astype("float32")
+
+    def kernel(together):
+        with vector.kernel(__name__) as k:
+            source, y = k.tensor(x.shape), k.tensor((count,))
+            registers = [vector.Register(lanes, vector.load(source, i, 0, lanes=lanes)) for i in range(count)]
+            whole = vector.Register(lanes, vector.sums(registers)) if together else None
+            for i in range(count):
+                vector.store(y, whole.lane(i) if together else registers[i].sum(), i, lanes=1)
+        return k.func
+
+    assert same_bits(*(run(kernel(together), target, x, Out((count,))) for together in (True, False)))
