@@ -16,6 +16,8 @@ from .chat_config import chat_config, copy_tokenizer
 from .compile import Graph, build_graph, compile_graph, planned_bytes
 from .config import BlockFFNConfig
 from .errors import UserError
+from .kernel_calls import FILE as KERNEL_CALLS
+from .kernel_calls import describe_kernels
 from .layers import Build
 from .progress import Progress
 from .quantization import quantization
@@ -107,6 +109,8 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
         copy_tokenizer(folder, staging)
         text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
         (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
+        kernels = describe_kernels(plan.graph, plan.build.kernels.ORIGIN)
+        (staging / KERNEL_CALLS).write_text(json.dumps(kernels), encoding="utf-8")
     return {"artifact": str(given), "kept_shards": kept, **plan.summary()}
 
 

@@ -21,6 +21,7 @@ from .config import BlockFFNConfig
 from .quantization import Quantization, check_range
 
 READ = "read"  # key of a parameter's attrs: function(checkpoint) -> numpy array as stored
+LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape before packing
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ def matrix_parameter(shape: Sequence[int], weight_format: str, tile: int, name: 
         check_range(rows, Q4_SCALE_DTYPES.get(weight_format, weight_format), name)
         return pack_rows(rows, tile, weight_format) if weight_format in FLOAT_FORMATS else q4.store(rows, weight_format)
 
-    return parameter(*stored_shape(weight_format, shape, tile), read)
+    result = parameter(*stored_shape(weight_format, shape, tile), read)
+    result.attrs[LOGICAL_SHAPE] = tuple(shape)
+    return result
 
 
 def call(func: tvm.tirx.PrimFunc, name: str, args: Sequence[Any], *outputs: tuple[Sequence[Any], str]) -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from blockffn_mlc.errors import UserError
 
-from .commands import chat, generate, inspect, score
+from .commands import bench, chat, generate, inspect, score
 
 _EXAMPLES = """\
 examples:
@@ -18,6 +18,7 @@ examples:
   python -m runtime_py inspect dist/demo --prompt "In the beginning" --plot experts.html
   python -m runtime_py score dist/demo --text-file FILE
   python -m runtime_py chat dist/demo
+  python -m runtime_py bench dist/demo --kernels
 
 python -m runtime_py COMMAND --help explains one command.
 """
@@ -66,6 +67,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m runtime_py", description="Run BlockFFN artifacts written by build.py.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (generate, score, inspect, chat):
+    for command in (generate, score, inspect, chat, bench):
         command.add_parser(subparsers)
     return parser

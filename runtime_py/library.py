@@ -29,7 +29,9 @@ class Library:
         _check_compatible(artifact)
         self._ffi = load_runtime()
         try:
-            self._vm = self._ffi.load_module(str(artifact.library))["vm_load_executable"]()
+            module = self._ffi.load_module(str(artifact.library))
+            self._kernels = module.imports
+            self._vm = module["vm_load_executable"]()
             self._vm["vm_initialization"](_CPU, 0, _NAIVE_ALLOCATOR)
             metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
         except (RuntimeError, AttributeError) as error:
@@ -41,6 +43,20 @@ class Library:
         params = required(self.metadata, "params", list, artifact.library)
         weights = check_weights(artifact.weights, params, artifact.path)
         self._params = self._ffi.convert([self._wrap(weight) for weight in weights])
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """The weights by name, as the kernels take them."""
+        return {param["name"]: tensor for param, tensor in zip(self.metadata["params"], self._params)}
+
+    def kernel(self, name: str) -> Any:
+        """One kernel as a function of tensors and integers. Raises UserError when the library has none so named."""
+        for module in self._kernels:
+            try:
+                return module[name]
+            except AttributeError:
+                continue
+        raise UserError(f"{self._artifact.library}: has no kernel {name!r}; rebuild the artifact with build.py")
 
     def new_caches(self) -> Any:
         """Zeroed cache tensors, one per layer, opaque to the caller."""

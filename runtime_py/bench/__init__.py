@@ -1,0 +1,1 @@
+"""Benchmarks of an artifact on this machine."""

@@ -1,0 +1,97 @@
+"""A benchmark's report as Markdown, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+from .kernels import Report, Row
+
+BUSY = 0.1  # share of the processors' time
+CACHED_BYTES = 256 << 20  # weights smaller than this may stay in a processor's caches
+_RANGES = ("_min", "_max")
+_TITLES = {
+    "bandwidth": "Reading memory",
+    "passes": "Whole passes (\"rest\": what the kernels by themselves do not explain)",
+    "kernels": "Kernels, all calls of a pass together",
+    "sparse and dense": "Kernels that compute experts: sparse/dense, divided by the share of active experts and by "
+                        "the union's",
+    "forced unions": "Kernels that compute experts, forced unions: time against the union of all experts, and "
+                     "that divided by the union's share; every expert of a union is used by a fifth of the tokens",
+}
+_HEADINGS = {"gb_per_s": "GB/s", "gop_per_s": "GOP/s", "ms": "ms", "mb": "MB", "us_per_call": "us/call",
+             "of_bandwidth": "of R", "sparse_dense": "sparse/dense", "over_active": "/active", "over_union": "/union",
+             "kernels_ms": "kernels ms", "rest_ms": "rest ms"}
+_SHARES = ("active", "union", "of_bandwidth")
+_HIDDEN = ("origin",)
+
+
+def warnings(facts: dict[str, Any]) -> list[str]:
+    """What makes the figures doubtful."""
+    found = []
+    if (facts["busy_before"] or 0) > BUSY:
+        found.append(f"other programs kept {facts['busy_before']:.0%} of the machine busy before the benchmark began: "
+                     "times are not to be trusted")
+    if facts["weight_bytes"] < CACHED_BYTES:
+        found.append(f"the weights take {facts['weight_bytes'] / 1e6:.0f} MB and may stay in the processor's caches: "
+                     "GB/s says nothing about memory")
+    return found
+
+
+def to_json(report: Report) -> str:
+    """One object: facts, and a list of rows per table."""
+    return json.dumps({**report.facts, "warnings": warnings(report.facts), **report.tables}, indent=1)
+
+
+def to_csv(report: Report) -> str:
+    """All rows in one table; the column ``table`` says which they belong to."""
+    rows = [{"table": title, **row} for title, table in report.tables.items() for row in table]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().rstrip("\n")
+
+
+def to_markdown(report: Report) -> str:
+    """Tables for people: medians with their range."""
+    facts = report.facts
+    lines = [f"{facts['artifact']} ({facts['quantization']}, {facts['weight_bytes'] / 1e6:.0f} MB of weights, built "
+             f"for {facts['host']}) on {facts['machine']}, {facts['processors']} processors. "
+             f"{facts['text'].capitalize()} behind {facts['cached_tokens']} cached ones. Medians of {facts['rounds']} "
+             "rounds (range).",
+             *(f"\nWarning: {text}." for text in warnings(facts))]
+    for title, rows in report.tables.items():
+        names = [name for name in dict.fromkeys(name for row in rows for name in row)
+                 if not name.endswith(_RANGES) and name not in _HIDDEN]
+        lines += ["", f"{_TITLES[title]}:", "", _line(_HEADINGS.get(name, name) for name in names),
+                  "|" + "---|" * len(names)]
+        lines += [_line(_cell(name, row) for name in names) for row in rows]
+    return "\n".join(lines)
+
+
+FORMATS = {"md": to_markdown, "csv": to_csv, "json": to_json}
+
+
+def _line(cells: Any) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(name: str, row: Row) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    if name in _SHARES:
+        return f"{value:.1%}"
+    text = _number(value)
+    low, high = (row.get(name + suffix) for suffix in _RANGES)
+    return text if low is None else f"{text} ({_number(low)}-{_number(high)})"
+
+
+def _number(value: float) -> str:
+    """Three significant digits or more."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"

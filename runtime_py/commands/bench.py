@@ -1,0 +1,64 @@
+"""``bench``: how fast the kernels of an artifact run on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import Any
+
+from ..tvm_runtime import physical_cores
+from .common import note, positive_int
+
+_FORMATS = ("md", "csv", "json")
+
+
+def add_parser(subparsers: Any) -> None:
+    summary = "time every kernel of an artifact"
+    parser = subparsers.add_parser(
+        "bench", help=summary, description=f"{summary.capitalize()} on real data: passes are repeated kernel by "
+        "kernel, layer after layer, so that weights come from memory (docs/benchmark.md). What is compared takes turns "
+        "within a round; figures are medians over rounds, with their range.")
+    parser.add_argument("artifact", help="folder written by build.py")
+    parser.add_argument("--kernels", action="store_true", help="time the kernels (so far the only benchmark)")
+    parser.add_argument("--threads", type=_list(positive_int), metavar="LIST",
+                        help="CPU threads, for example 1,2 (default: one per physical core)")
+    parser.add_argument("--tokens", type=_list(positive_int), default=(1, 4, 8, 32), metavar="LIST",
+                        help="tokens per pass (default: 1,4,8,32)")
+    parser.add_argument("--union", type=_list(_share), default=(), metavar="LIST", help="time the kernels that compute "
+                        "experts also with these shares of all experts in use, for example 0,0.1,0.5,1")
+    parser.add_argument("--depth", type=positive_int, default=64, metavar="N",
+                        help="tokens cached before (default: 64)")
+    parser.add_argument("-r", "--repeat", type=positive_int, default=7, metavar="N", help="rounds (default: 7)")
+    parser.add_argument("-o", "--output", choices=_FORMATS, default="md", help="format (default: md)")
+    parser.set_defaults(run=partial(run, parser))
+
+
+def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if not args.kernels:
+        parser.error("expected --kernels: the benchmark of kernels is the only one so far")
+    from ..bench.kernels import Options, run_benchmark
+    from ..bench.report import FORMATS, warnings
+
+    options = Options(args.artifact, args.threads or (physical_cores(),), args.tokens, args.union, args.depth,
+                      args.repeat)
+    report = run_benchmark(options, note)
+    for text in warnings(report.facts):
+        note(f"warning: {text}")
+    print(FORMATS[args.output](report))
+
+
+def _list(item: Any) -> Any:
+    """argparse type: values of type ``item``, separated by commas, each once."""
+    def parse(text: str) -> tuple:
+        return tuple(dict.fromkeys(item(part) for part in text.split(",")))
+
+    parse.__name__ = "list"  # argparse names the type where a value does not fit it
+    return parse
+
+
+def _share(text: str) -> float:
+    """argparse type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
+    return value
