@@ -66,7 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
         check_destination(out)
         report(plan.summary(), arguments)
         return
-    result = build_artifact(plan, model.weights, model.folder, model.identity, out, arguments.jobs, progress)
+    result = build_artifact(plan, model.weights, model.folder, model.identity, out, arguments.jobs, progress,
+                            model.token_stream)
     if result["kept_shards"]:
         progress.note(f"kept {result['kept_shards']} finished shard(s) of an interrupted build")
     report(result, arguments)

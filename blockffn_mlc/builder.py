@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tvm.support import cc
 
 from .chat_config import FILE as CHAT_CONFIG
@@ -26,6 +27,7 @@ from .staging import check_destination, staging_folder
 from .target import Target
 
 DEFAULT_PREFILL_CHUNK = 512
+TOKEN_STREAM = "token_stream.json"
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
 
 
 def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: str, out: Path, jobs: int,
-                   progress: Progress) -> dict[str, Any]:
+                   progress: Progress, token_stream: np.ndarray | None = None) -> dict[str, Any]:
     """Write the artifact ``out``. Returns figures about what was done.
 
-    ``folder``: the checkpoint's, as for ``make_plan``. ``identity`` names the source's content. Everything is
-    written beside ``out`` and renamed at the end; after an interruption the next build of the same thing keeps
-    the shards that are complete. Raises UserError, OSError.
+    ``folder``: the checkpoint's, as for ``make_plan``. ``identity`` names the source's content.
+    ``token_stream`` int32 [n]: the text of synthetic weights. Everything is written beside ``out`` and renamed at
+    the end; after an interruption the next build of the same thing keeps the shards that are complete.
+    Raises UserError, OSError.
     """
     given, out = out, Path(os.path.abspath(out))
     check_destination(out)
@@ -107,6 +110,8 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
         with progress.bytes("weights", plan.weight_bytes) as advance:
             kept = write_shards(staging, plan.shards, source, journal, jobs, advance)
         copy_tokenizer(folder, staging)
+        if token_stream is not None:
+            (staging / TOKEN_STREAM).write_text(json.dumps(token_stream.tolist()), encoding="utf-8")
         text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
         (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
         kernels = describe_kernels(plan.graph, plan.build.kernels.ORIGIN)

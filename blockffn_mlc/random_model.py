@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from statistics import NormalDist
 
 import numpy as np
 
 from .checkpoint import expected_shapes
 from .config import BlockFFNConfig
+from .topics import Topics, generator
 
-ACTIVE_SHARE = 0.2
+RECIPE_VERSION = 2  # raise it when the same name gives other weights
 _SUFFIX = "@random"
 _BLOCK_ROWS = 64
-# Each hidden state starts as unit noise plus this common mean, on which the routers' threshold rests: a router has
-# no bias. The mean also makes some experts more popular than others.
-_HIDDEN_MEAN = 0.5
-# Attention and FFN outputs are kept small beside the embedding, so that hidden states keep that mean in all layers.
+# Attention and FFN outputs are kept small beside the embedding, so that routers see the topics in all layers.
 _BRANCH_GAIN = 0.25
 
 
 class RandomCheckpoint:
     """Synthetic float32 weights with the interface of ``checkpoint.Checkpoint`` (``folder`` is None).
 
-    They depend only on ``seed``, the tensor's name and shape. Activations stay near unit size in every layer and
-    on average about ``ACTIVE_SHARE`` of the experts are active for a token.
+    They depend only on ``seed``, the tensor's name and shape. Activations stay near unit size in every layer, and
+    routers choose experts as ``topics`` describes. ``token_stream``, int32 [n], is the text to measure them with.
     """
 
     def __init__(self, config: BlockFFNConfig, seed: str) -> None:
@@ -33,6 +29,11 @@ class RandomCheckpoint:
         self.folder = None
         self.expected = expected_shapes(config)
         self._seed = seed
+        self._topics = Topics(config, seed)
+
+    @property
+    def token_stream(self) -> np.ndarray:
+        return self._topics.stream()
 
     def read(self, name: str) -> np.ndarray:
         """One whole tensor, float32, canonical shape."""
@@ -40,36 +41,35 @@ class RandomCheckpoint:
 
     def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Rows start..stop-1 along the first axis, float32 ``[stop - start, ...]``."""
+        if name.endswith("router_proj.weight"):
+            return self._topics.router(name)[start:stop]
         total, *rest = self.expected[name]
         values = np.empty((stop - start, *rest), np.float32)
         for block in range(start // _BLOCK_ROWS, math.ceil(stop / _BLOCK_ROWS)):
             first, last = block * _BLOCK_ROWS, min((block + 1) * _BLOCK_ROWS, total)
-            noise = self._generator(name, block).standard_normal((last - first, *rest), np.float32)
+            noise = generator(self._seed, name, block).standard_normal((last - first, *rest), np.float32)
             low, high = max(first, start), min(last, stop)
             values[low - start : high - start] = noise[low - first : high - first]
         mean, deviation = self._moments(name)
         values *= np.float32(deviation)
         values += np.float32(mean)
+        if name.endswith("embed_tokens.weight"):
+            for low in range(start, stop, _BLOCK_ROWS):
+                high = min(low + _BLOCK_ROWS, stop)
+                values[low - start : high - start] += self._topics.hidden(low, high) / np.float32(self.config.scale_emb)
         return values
 
-    def _generator(self, name: str, block: int) -> np.random.Generator:
-        digest = hashlib.sha256(f"{self._seed}/{name}/{block}".encode()).digest()
-        return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
-
     def _moments(self, name: str) -> tuple[float, float]:
-        """Mean and standard deviation of a tensor's elements."""
+        """Mean and standard deviation of a tensor's elements; of an embedding's noise."""
         config, shape = self.config, self.expected[name]
-        hidden_rms = math.hypot(1.0, _HIDDEN_MEAN)
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
-            return _HIDDEN_MEAN / config.scale_emb, 1 / config.scale_emb
+        if name.endswith("embed_tokens.weight"):
+            return 0.0, self._topics.noise / config.scale_emb
+        if name.endswith("lm_head.weight"):
+            return 0.0, 1 / config.scale_emb
         if name.endswith("norm.weight"):
             return 1.0, 0.1
         if name.endswith(".bias"):
             return 0.0, 0.02
-        if name.endswith("router_proj.weight"):
-            # A score is normal with variance 1 and mean hidden_size * (mean of the row) * (mean of the normed input).
-            threshold = NormalDist().inv_cdf(1 - ACTIVE_SHARE)
-            return -threshold * hidden_rms / _HIDDEN_MEAN / config.hidden_size, config.hidden_size**-0.5
         if name.endswith("down_proj"):
             return 0.0, _BRANCH_GAIN * (config.num_experts * config.expert_size) ** -0.5
         gain = _BRANCH_GAIN if name.endswith("o_proj.weight") else 1.0

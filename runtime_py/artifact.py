@@ -12,10 +12,12 @@ import numpy as np
 from blockffn_mlc.config import BlockFFNConfig
 from blockffn_mlc.errors import UserError
 
+from .files import read_ids
 from .jsonfile import int_list, path_inside, positive, read_json, required
 from .weights import map_weights
 
 CHAT_CONFIG = "mlc-chat-config.json"
+TOKEN_STREAM = "token_stream.json"
 FORMAT_VERSION = 1
 MASK_BITS = 64  # width of the ancestor mask in the library's interface
 
@@ -80,6 +82,19 @@ class Artifact:
     def weights(self) -> dict[str, np.ndarray]:
         """All weights by name, mapped in place (see ``weights.map_weights``)."""
         return map_weights(self.path)
+
+    @cached_property
+    def token_stream(self) -> np.ndarray | None:
+        """The text that a synthetic model was made for, int32 [n]; None for other models. Raises UserError."""
+        path = self.path / TOKEN_STREAM
+        if not path.exists():
+            return None
+        ids, vocab = read_ids(path), self.config.vocab_size
+        wrong = [token for token in ids if not 0 <= token < vocab]
+        if wrong or not ids:
+            raise UserError(f"{path}: expected token ids from 0 to {vocab - 1}, found "
+                            f"{wrong[0] if wrong else 'none'}; rebuild the artifact with build.py")
+        return np.array(ids, np.int32)
 
     @property
     def name(self) -> str:

@@ -63,6 +63,19 @@ def test_a_good_artifact_opens(tmp_path):
         assert found.dtype == tensor.dtype and found.ctypes.data % 64 == 0
 
 
+def test_the_token_stream_is_optional_and_checked(artifact_folder):
+    file = artifact_folder / "token_stream.json"
+    assert Artifact.open(artifact_folder).token_stream is None
+    file.write_text("[3, 0, 299]")
+    stream = Artifact.open(artifact_folder).token_stream
+    assert stream.dtype == np.int32 and stream.tolist() == [3, 0, 299]
+    for content, message in (("[3, 300]", "0 to 299, found 300"), ("[-1]", "found -1"), ("[]", "found none"),
+                             ("[1, 2", "not readable"), ('{"ids": [1]}', "flat list")):
+        file.write_text(content)
+        with pytest.raises(UserError, match=f"token_stream.json: .*{message}"):
+            _ = Artifact.open(artifact_folder).token_stream
+
+
 def test_weights_are_mapped_privately(artifact_folder):
     before = (artifact_folder / SHARD).read_bytes()
     weights = map_weights(artifact_folder)
