@@ -14,7 +14,7 @@ from blockffn_mlc.errors import UserError
 
 from .files import read_ids
 from .jsonfile import int_list, path_inside, positive, read_json, required
-from .weights import map_weights
+from .weights import load_weights
 
 CHAT_CONFIG = "mlc-chat-config.json"
 TOKEN_STREAM = "token_stream.json"
@@ -24,7 +24,8 @@ MASK_BITS = 64  # width of the ancestor mask in the library's interface
 
 @dataclass(frozen=True)
 class Artifact:
-    """One artifact folder. ``cache_shape`` is [slots, kv_heads, width] of one layer's cache tensor."""
+    """One artifact folder. ``cache_shape`` is [slots, kv_heads, width] of one layer's cache tensor; ``mmap``:
+    use the weights' files in place."""
 
     path: Path
     config: BlockFFNConfig
@@ -38,9 +39,10 @@ class Artifact:
     cache_dtype: str
     max_tree_nodes: int
     chat_config: dict[str, Any]
+    mmap: bool = False
 
     @classmethod
-    def open(cls, path: str | Path) -> Artifact:
+    def open(cls, path: str | Path, mmap: bool = False) -> Artifact:
         """Read and check ``mlc-chat-config.json``. Raises UserError naming file, field and remedy."""
         folder = Path(path)
         if not folder.is_dir():
@@ -74,14 +76,15 @@ class Artifact:
             cache_dtype=required(cache, "dtype", str, where),
             max_tree_nodes=positive(ours, "max_tree_nodes", where),
             chat_config=raw,
+            mmap=mmap,
         )
         artifact._validate(where)
         return artifact
 
     @cached_property
     def weights(self) -> dict[str, np.ndarray]:
-        """All weights by name, mapped in place (see ``weights.map_weights``)."""
-        return map_weights(self.path)
+        """All weights by name, read or mapped at the first use (see ``weights.load_weights``)."""
+        return load_weights(self.path, self.mmap)
 
     @cached_property
     def token_stream(self) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from .sampling import GREEDY, Sampling
 from .session import Output, Session
 from .stats import Stopwatch
 from .tokenizer import StreamDecoder, Tokenizer
-from .tvm_runtime import set_threads
+from .tvm_runtime import pin_threads, set_threads
 
 _SCORE_BYTES = 64 << 20  # logits held at a time while scoring
 
@@ -46,13 +46,18 @@ class Engine:
         self.load_seconds = load_seconds
 
     @classmethod
-    def load(cls, path: str | Path, threads: int | None = None) -> Engine:
+    def load(cls, path: str | Path, threads: int | None = None, *, mmap: bool = False, pin: bool = False) -> Engine:
         """Open and check an artifact folder. ``threads`` None: one per physical core; the first engine of a
-        process fixes the number. Raises UserError for whatever is wrong with the folder."""
+        process fixes the number. ``mmap``: use the weights' files in place instead of reading them.
+        ``pin``: bind this thread, which must be the one that generates, and the kernels' others to a core each.
+        Raises UserError for whatever is wrong with the folder."""
         clock = Stopwatch()
-        artifact = Artifact.open(path)
+        artifact = Artifact.open(path, mmap)
         threads = set_threads(threads)
-        return cls(artifact, Library(artifact), threads, clock.seconds)
+        library = Library(artifact)
+        if pin:
+            pin_threads(threads)
+        return cls(artifact, library, threads, clock.seconds)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -66,16 +68,16 @@ class Library:
 
     def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                 rows: np.ndarray, past: int, caches: Any, *,
-                dense: bool = False) -> tuple[np.ndarray, list[np.ndarray]]:
+                dense: bool = False) -> tuple[np.ndarray, Sequence[np.ndarray]]:
         """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E]; writes caches.
         ``dense`` computes every expert, to compare with: the same numbers, more work."""
-        tensors = [self._copy(array) for array in (ids, positions, visible, ancestors, rows)]
+        tensors = self._copies(ids, positions, visible, ancestors, rows)
         logits, scores = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
-        return np.from_dlpack(logits), [np.from_dlpack(score) for score in scores]
+        return np.from_dlpack(logits), _Arrays(scores)
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
-        self._call(self._commit, self._copy(idx), self._ffi.Shape([past]), caches)
+        self._call(self._commit, *self._copies(idx), self._ffi.Shape([past]), caches)
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
@@ -89,10 +91,29 @@ class Library:
     def _wrap(self, array: np.ndarray) -> Any:
         return self._ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
 
-    def _copy(self, array: np.ndarray) -> Any:
-        aligned = aligned_zeros(array.shape, array.dtype)
-        aligned[...] = array
-        return self._wrap(aligned)
+    def _copies(self, *arrays: np.ndarray) -> list[Any]:
+        """Tensors of int32 arrays, copied into one piece of memory, aligned as compiled kernels expect."""
+        step = ALIGNMENT // 4
+        *starts, total = itertools.accumulate((-(-array.size // step) * step for array in arrays), initial=0)
+        memory = aligned_zeros((total,), np.int32)
+        tensors = []
+        for start, array in zip(starts, arrays):
+            memory[start:start + array.size] = array.reshape(-1)
+            tensors.append(self._wrap(memory[start:start + array.size].reshape(array.shape)))
+        return tensors
+
+
+class _Arrays(Sequence):
+    """Tensors as numpy arrays, converted when they are looked at: decoding does not look at router scores."""
+
+    def __init__(self, tensors: Any) -> None:
+        self._tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.from_dlpack(self._tensors[index])
 
 
 def _check_compatible(artifact: Artifact) -> None:

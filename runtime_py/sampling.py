@@ -53,12 +53,13 @@ def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] 
     the largest logit is not finite.
     """
     scores = _penalised(logits, sampling.repetition_penalty, history)
+    top = _most_likely(scores, sampling)
     if sampling.greedy:
         probs = np.zeros(len(scores))
-        probs[np.argmax(scores)] = 1
+        probs[top] = 1
         return probs
     with np.errstate(over="ignore"):  # the largest is 0; far smaller ones may become -inf
-        scores = np.subtract(scores, scores.max(), dtype=np.float64) / sampling.temperature
+        scores = np.subtract(scores, scores[top], dtype=np.float64) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         kth = np.partition(scores, -sampling.top_k)[-sampling.top_k]
         scores[scores < kth] = -np.inf  # tokens as likely as the k-th stay
@@ -80,24 +81,30 @@ class Sampler:
     def __call__(self, logits: np.ndarray, history: Iterable[int] = ()) -> int:
         """The next token for logits float32 [V]: one uniform number, looked up in the cumulative distribution."""
         if self.sampling.greedy:
-            return int(np.argmax(_penalised(logits, self.sampling.repetition_penalty, history)))
+            return _most_likely(_penalised(logits, self.sampling.repetition_penalty, history), self.sampling)
         cumulative = np.cumsum(distribution(logits, self.sampling, history))
         # Scaled by the last sum, so that a draw never lands behind the last possible token.
         return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
 
 
 def _penalised(logits: np.ndarray, penalty: float, history: Iterable[int]) -> np.ndarray:
-    """``logits`` themselves without a penalty, else a float64 copy; the largest is finite."""
+    """``logits`` themselves without a penalty, else a float64 copy."""
     scores = logits
     if penalty != 1:
         scores = logits.astype(np.float64)
         seen = np.fromiter(set(history), np.int64)
         with np.errstate(over="ignore"):
             scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
-    if not np.isfinite(scores.max()):
-        raise UserError(f"the largest logit is {scores.max()}: no token can be chosen; the weights are damaged, or the "
-                        f"repetition penalty of {penalty} is too extreme")
     return scores
+
+
+def _most_likely(scores: np.ndarray, sampling: Sampling) -> int:
+    """The lowest token with the largest score; that is finite. One pass: a NaN counts as the largest."""
+    top = int(np.argmax(scores))
+    if not np.isfinite(scores[top]):
+        raise UserError(f"the largest logit is {scores[top]}: no token can be chosen; the weights are damaged, or the "
+                        f"repetition penalty of {sampling.repetition_penalty} is too extreme")
+    return top
 
 
 def _nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:

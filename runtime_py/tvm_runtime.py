@@ -18,6 +18,7 @@ from blockffn_mlc.errors import UserError
 from .weights import ALIGNMENT
 
 _LIBRARY = {"win32": "tvm_runtime.dll", "darwin": "libtvm_runtime.dylib"}.get(sys.platform, "libtvm_runtime.so")
+_ONE_CORE_PER_THREAD = -2  # TVM's ThreadGroup::kSpecifyOneCorePerThread
 _threads: int | None = None
 
 
@@ -66,14 +67,38 @@ def set_threads(threads: int | None) -> int:
     return _threads
 
 
+def pin_threads(threads: int) -> None:
+    """Bind the calling thread and the ``threads - 1`` others that kernels run on for it to a core each.
+
+    Keeps two of them from sharing a core, but also from leaving one that another process wants. Raises UserError
+    where there are fewer cores than threads, or the system cannot bind.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        raise UserError("this system cannot bind threads to cores; leave out --pin")
+    cores = [str(cpu) for cpu in _one_per_core()]
+    if threads > len(cores):
+        raise UserError(f"{threads} threads cannot have a core each: this process may use {len(cores)}; "
+                        "lower --threads or leave out --pin")
+    unbound = os.environ["TVM_BIND_THREADS"]
+    os.environ["TVM_BIND_THREADS"] = "1"
+    load_runtime().get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, threads, cores[:threads])
+    os.environ["TVM_BIND_THREADS"] = unbound  # other threads of the process, and theirs, stay as they are
+    os.sched_setaffinity(0, {int(cores[0])})  # TVM leaves the caller on all of them, its workers' included
+
+
 def physical_cores() -> int:
     """Physical cores this process may run on (logical processors where the system does not tell)."""
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
+    return len(_one_per_core())
+
+
+def _one_per_core() -> list[int]:
+    """The first logical processor of each physical core that this process may run on."""
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores: dict[str, int] = {}
     for cpu in cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.is_file() else str(cpu))
-    return len(cores)
+        cores.setdefault(siblings.read_text() if siblings.is_file() else str(cpu), cpu)
+    return list(cores.values())
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: str | np.dtype) -> np.ndarray:

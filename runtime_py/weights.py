@@ -1,8 +1,12 @@
-"""The weights of an artifact, memory-mapped and used in place (``tensor-cache.json``, MLC's layout)."""
+"""The weights of an artifact: read into one piece of memory, or mapped (``tensor-cache.json``, MLC's layout)."""
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +18,31 @@ from .jsonfile import int_list, path_inside, read_json, required
 
 INDEX = "tensor-cache.json"
 ALIGNMENT = 64  # bytes: what compiled kernels assume of every tensor
+READ_BYTES = 16 << 20  # bytes that one thread reads at a time
+_READERS = 4
 _DTYPES = ("float32", "float16", "uint32", "int32", "uint16", "int16", "uint8", "int8")
 
 
-def map_weights(folder: Path) -> dict[str, np.ndarray]:
-    """All weights by name, as views into privately mapped shards (copy on write, nothing is read yet).
+def load_weights(folder: Path, mmap: bool = False) -> dict[str, np.ndarray]:
+    """All weights by name, as views into one piece of anonymous memory; with ``mmap`` into privately mapped
+    shards (copy on write, nothing is read yet).
 
-    Every record is checked first: shard sizes, tensor bounds, shapes, dtypes, alignment, unique
-    names. Raises UserError naming the file and tensor, with the expected and actual values.
+    Every record is checked before anything is read: shard sizes, tensor bounds, shapes, dtypes, alignment,
+    unique names. Raises UserError naming the file and tensor, with the expected and actual values.
     """
     index = folder / INDEX
+    records = required(read_json(index), "records", list, index)
+    paths, sizes = zip(*(_checked_shard(folder, shard, index) for shard in records)) if records else ((), ())
+    shards = [_map(path, size) for path, size in zip(paths, sizes)] if mmap else _allocate(sizes, index)
     weights: dict[str, np.ndarray] = {}
-    for shard in required(read_json(index), "records", list, index):
-        data = _map_shard(folder, shard, index)
+    for shard, data in zip(records, shards):
         for record in required(shard, "records", list, index):
             name, tensor = _view(record, data, index)
             if name in weights:
                 raise UserError(f"{index}: tensor {name!r} is recorded twice; rebuild the artifact")
             weights[name] = tensor
+    if not mmap:
+        _read(paths, shards)
     return weights
 
 
@@ -57,21 +68,63 @@ def check_weights(weights: dict[str, np.ndarray], params: list[dict[str, Any]], 
     return [weights[name] for name in names]
 
 
-def _map_shard(folder: Path, shard: Any, index: Path) -> np.ndarray:
+def _checked_shard(folder: Path, shard: Any, index: Path) -> tuple[Path, int]:
+    """Path and size in bytes."""
     if not isinstance(shard, dict):
         raise UserError(f"{index}: expected a list of shard objects in 'records', found {shard!r:.80}")
     path = path_inside(folder, required(shard, "dataPath", str, index), index)
     expected = required(shard, "nbytes", int, index)
     try:
         actual = path.stat().st_size
-        data = np.memmap(path, np.uint8, "c") if actual else np.empty(0, np.uint8)
     except OSError as error:
-        raise UserError(f"{path}: cannot be opened ({error.strerror}); {index.name} lists it: "
-                        "copy the whole artifact or rebuild it") from None
+        raise _unreadable(path, error) from None
     if actual != expected:
         raise UserError(f"{path}: expected {expected} bytes, found {actual}; the file is "
                         f"{'truncated' if actual < expected else 'too long'}: copy it again or rebuild the artifact")
-    return data
+    return path, actual
+
+
+def _map(path: Path, size: int) -> np.ndarray:
+    try:
+        return np.memmap(path, np.uint8, "c") if size else np.empty(0, np.uint8)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _allocate(sizes: Sequence[int], index: Path) -> list[np.ndarray]:
+    """Uninitialised memory for all shards in one allocation, for which numpy asks Linux for huge pages: file
+    mappings get none, and reading them misses the TLB. Pages are taken when the files are read into them."""
+    *starts, total = itertools.accumulate((-(-size // ALIGNMENT) * ALIGNMENT for size in sizes), initial=0)
+    try:
+        memory = np.empty(total + ALIGNMENT, np.uint8)
+    except MemoryError:
+        raise UserError(f"{index}: no memory for {total} bytes of weights; use them in place with --mmap") from None
+    memory = memory[-memory.ctypes.data % ALIGNMENT:]
+    return [memory[start:start + size] for start, size in zip(starts, sizes)]
+
+
+def _read(paths: Sequence[Path], shards: Sequence[np.ndarray]) -> None:
+    """Fill ``shards`` from their files, several pieces at a time."""
+    def read(path: Path, start: int, piece: np.ndarray) -> None:
+        try:
+            with path.open("rb") as file:
+                file.seek(start)
+                count = file.readinto(piece)
+        except OSError as error:
+            raise _unreadable(path, error) from None
+        if count != piece.size:
+            raise UserError(f"{path}: ended while it was read; copy it again or rebuild the artifact")
+
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        pieces = [pool.submit(read, path, start, data[start:start + READ_BYTES])
+                  for path, data in zip(paths, shards) for start in range(0, data.size, READ_BYTES)]
+        for piece in pieces:
+            piece.result()
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path}: cannot be opened ({error.strerror}); {INDEX} lists it: "
+                     "copy the whole artifact or rebuild it")
 
 
 def _view(record: Any, data: np.ndarray, index: Path) -> tuple[str, np.ndarray]:
@@ -85,7 +138,7 @@ def _view(record: Any, data: np.ndarray, index: Path) -> tuple[str, np.ndarray]:
         raise UserError(f"{where}: field 'dtype': expected one of {', '.join(_DTYPES)}, found {dtype!r}")
     if required(record, "format", str, where) != "raw":
         raise UserError(f"{where}: field 'format': expected 'raw', found {record['format']!r}; "
-                        "this runtime maps weights in place: rebuild the artifact with build.py")
+                        "this runtime uses weights in place: rebuild the artifact with build.py")
     if nbytes != math.prod(shape) * np.dtype(dtype).itemsize:
         raise UserError(f"{where}: {dtype} {shape} takes {math.prod(shape) * np.dtype(dtype).itemsize} bytes, "
                         f"field 'nbytes' says {nbytes}")

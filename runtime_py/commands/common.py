@@ -23,6 +23,10 @@ def add_command(subparsers: Any, name: str, summary: str, run: Any, details: str
     parser.add_argument("artifact", help="folder written by build.py")
     parser.add_argument("--threads", type=positive_int, metavar="N",
                         help="CPU threads (default: one per physical core)")
+    parser.add_argument("--pin", action="store_true", help="bind every thread to a core of its own: steadier on an "
+                        "otherwise idle machine, slow beside other work")
+    parser.add_argument("--mmap", action="store_true", help="use the weights' files in place instead of reading them: "
+                        "starts at once and shares memory between processes, but runs slower")
     parser.set_defaults(run=run)
     return parser
 
@@ -32,7 +36,7 @@ def load_engine(args: argparse.Namespace) -> Engine:
     cores = physical_cores()
     if args.threads is not None and args.threads > cores:
         note(f"note: {args.threads} threads share {cores} core(s), which is slower than --threads {cores}")
-    return Engine.load(args.artifact, args.threads)
+    return Engine.load(args.artifact, args.threads, mmap=args.mmap, pin=args.pin)
 
 
 def add_input(parser: argparse.ArgumentParser, *kinds: str) -> None:

@@ -21,7 +21,7 @@ from checkpoints import GQA, MLA, write_random_checkpoint
 
 import build as command
 from blockffn_mlc import builder, staging
-from runtime_py.weights import map_weights
+from runtime_py.weights import load_weights
 from schedules.layout import unpack_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -305,7 +305,7 @@ def test_stored_weights_are_the_checkpoints_rounded_once(tmp_path, quantization,
     """MLC's rule for q0f16 and q0f32: the checkpoint's value in the model's dtype, bit for bit."""
     tensors = write_random_checkpoint(tmp_path / "model", MLA)
     build("--model", tmp_path / "model", "-o", tmp_path / "out", "--quantization", quantization)
-    stored = map_weights(tmp_path / "out")
+    stored = load_weights(tmp_path / "out")
     for name, source in (("embed_tokens.weight", "model.embed_tokens.weight"), ("lm_head.weight", "lm_head.weight"),
                          ("layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn.o_proj.weight")):
         rows = unpack_rows(stored[name], len(tensors[source]))[0]

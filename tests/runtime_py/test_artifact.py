@@ -7,11 +7,12 @@ import pytest
 from toy import CHUNK, HOST, WINDOW, write_artifact
 
 from blockffn_mlc.errors import UserError
+from runtime_py import weights as weights_module
 from runtime_py.artifact import Artifact
 from runtime_py.host import check_host
 from runtime_py.library import Library
 from runtime_py.tvm_runtime import installed_version
-from runtime_py.weights import check_weights, map_weights
+from runtime_py.weights import check_weights, load_weights
 
 SHARD = "params_shard_0.bin"
 
@@ -76,15 +77,57 @@ def test_the_token_stream_is_optional_and_checked(artifact_folder):
             _ = Artifact.open(artifact_folder).token_stream
 
 
+def memory_of(array):
+    """The array that owns the memory of a view."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
 def test_weights_are_mapped_privately(artifact_folder):
     before = (artifact_folder / SHARD).read_bytes()
-    weights = map_weights(artifact_folder)
-    base = weights["a.weight"]
-    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
-        base = base.base
+    weights = Artifact.open(artifact_folder, mmap=True).weights
+    base = memory_of(weights["a.weight"])
     assert isinstance(base, np.memmap) and base.mode == "c"
     weights["a.weight"][...] = 0
     assert (artifact_folder / SHARD).read_bytes() == before
+
+
+@pytest.mark.parametrize("piece", [5, 64, weights_module.READ_BYTES])
+def test_all_shards_are_read_into_one_piece_of_memory(tmp_path, monkeypatch, piece):
+    """Whatever the pieces they are read in; sizes that are no multiple of the alignment, an empty shard too."""
+    rng = np.random.default_rng(0)
+    contents = {f"t{i}": rng.integers(0, 256, size, np.uint8) for i, size in enumerate((7, 1000, 0, 64))}
+    shards = [dict(dataPath=f"{name}.bin", nbytes=data.size, records=[dict(
+        name=name, shape=[data.size], dtype="uint8", format="raw", nbytes=data.size, byteOffset=0)])
+        for name, data in contents.items()]
+    for name, data in contents.items():
+        (tmp_path / f"{name}.bin").write_bytes(data.tobytes())
+    (tmp_path / weights_module.INDEX).write_text(json.dumps({"records": shards}))
+    monkeypatch.setattr(weights_module, "READ_BYTES", piece)
+    for mmap in (False, True):
+        found = load_weights(tmp_path, mmap)
+        assert list(found) == list(contents)
+        for name, data in contents.items():
+            np.testing.assert_array_equal(found[name], data)
+            assert found[name].ctypes.data % weights_module.ALIGNMENT == 0 or not data.size
+        assert len({id(memory_of(array)) for array in found.values()}) == (len(contents) if mmap else 1)
+
+
+def test_a_shard_that_shrinks_while_it_is_read_is_refused(artifact_folder, monkeypatch):
+    def truncate(sizes, index):
+        with (artifact_folder / SHARD).open("r+b") as file:
+            file.truncate(sizes[0] - 1)
+        return [np.empty(size, np.uint8) for size in sizes]
+    monkeypatch.setattr(weights_module, "_allocate", truncate)
+    assert f"{SHARD}: ended while it was read" in refusal(load_weights, artifact_folder)
+
+
+def test_weights_larger_than_the_memory_are_refused(artifact_folder, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError
+    monkeypatch.setattr(np, "empty", exhausted)
+    assert "no memory for" in refusal(load_weights, artifact_folder)
 
 
 @pytest.mark.parametrize(("keys", "value", "message"), [
@@ -131,22 +174,22 @@ def test_shards_of_the_wrong_size_are_refused(artifact_folder, delta):
     path = artifact_folder / SHARD
     data = path.read_bytes()
     path.write_bytes((data + b"\0")[:len(data) + delta])
-    message = refusal(map_weights, artifact_folder)
+    message = refusal(load_weights, artifact_folder)
     assert str(path) in message and f"expected {len(data)} bytes, found {len(data) + delta}" in message
     assert ("truncated" if delta < 0 else "too long") in message
 
 
 def test_empty_and_missing_shards_are_refused(artifact_folder):
     (artifact_folder / SHARD).write_bytes(b"")
-    assert "found 0" in refusal(map_weights, artifact_folder)
+    assert "found 0" in refusal(load_weights, artifact_folder)
     (artifact_folder / SHARD).unlink()
-    assert "cannot be opened" in refusal(map_weights, artifact_folder)
+    assert "cannot be opened" in refusal(load_weights, artifact_folder)
 
 
 @pytest.mark.parametrize("name", ["../x.bin", "/etc/passwd", "a/../../x", "", "C:\\x", "."])
 def test_shard_names_stay_inside_the_folder(artifact_folder, name):
     edit_shard(artifact_folder, dataPath=name)
-    assert "not a relative path inside" in refusal(map_weights, artifact_folder)
+    assert "not a relative path inside" in refusal(load_weights, artifact_folder)
 
 
 @pytest.mark.parametrize(("fields", "message"), [
@@ -166,18 +209,18 @@ def test_shard_names_stay_inside_the_folder(artifact_folder, name):
 def test_bad_tensor_records_are_refused(artifact_folder, fields, message):
     edit_record(artifact_folder, **fields)
     with pytest.raises(UserError, match=message):
-        map_weights(artifact_folder)
+        load_weights(artifact_folder)
 
 
 def test_records_that_are_no_objects_are_refused(artifact_folder):
     edit_shard(artifact_folder, records=[3])
-    assert "list of tensor objects" in refusal(map_weights, artifact_folder)
+    assert "list of tensor objects" in refusal(load_weights, artifact_folder)
     edit(artifact_folder, "tensor-cache.json", lambda index: index.update(records=["x"]))
-    assert "list of shard objects" in refusal(map_weights, artifact_folder)
+    assert "list of shard objects" in refusal(load_weights, artifact_folder)
 
 
 def test_weights_must_be_those_of_the_library(artifact_folder):
-    weights = map_weights(artifact_folder)
+    weights = load_weights(artifact_folder)
     params = [{"name": n, "dtype": w.dtype.name, "shape": list(w.shape)} for n, w in reversed(weights.items())]
     ordered = check_weights(weights, params, artifact_folder)
     assert [id(w) for w in ordered] == [id(weights[p["name"]]) for p in params]

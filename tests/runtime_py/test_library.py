@@ -1,9 +1,11 @@
 """The real thing: a compiled model against the original implementation's logits and router scores."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import build as compiler
 from blockffn_mlc.errors import UserError
 from runtime_py import Engine
 from runtime_py.library import _check_limits
-from runtime_py.weights import map_weights
+from runtime_py.weights import load_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "mla_block"
@@ -87,8 +89,10 @@ def test_greedy_generation_equals_teacher_forcing(engine, ids):
     assert generation.ids == np.argmax(logits[len(prompt) - 1:-1], axis=-1).tolist()
 
 
-def test_weights_and_caches_are_used_in_place(engine):
-    """The library reads the mapped files themselves, and writes caches that sessions own."""
+@pytest.mark.parametrize("mmap", [False, True])
+def test_weights_and_caches_are_used_in_place(compiled, mmap):
+    """The library reads the memory or the mapped files themselves, and writes caches that sessions own."""
+    engine = Engine.load(compiled, mmap=mmap)
     weights = list(engine.artifact.weights.values())
     params = [np.from_dlpack(tensor) for tensor in engine.library._params]
     assert sorted(w.ctypes.data for w in weights) == sorted(p.ctypes.data for p in params)
@@ -112,6 +116,47 @@ def test_memory_does_not_grow_with_every_new_length(compiled):
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) < 16 << 10  # KiB
+
+
+def test_scores_are_a_sequence_of_arrays(engine):
+    outputs = list(engine.session().stream([5, 6, 7]))
+    layers, config = outputs[0].layer_scores, engine.artifact.config
+    assert len(layers) == config.num_hidden_layers and layers[-1].shape == (3, config.num_experts)
+    np.testing.assert_array_equal(outputs[0].router_scores, np.array(list(layers)))
+    with pytest.raises(IndexError):
+        layers[len(layers)]
+
+
+def test_loading_takes_no_more_than_the_weights(compiled):
+    """The files' bytes are read straight to their place, not through copies; an import is not counted."""
+    code = ("from runtime_py.weights import load_weights\nfrom runtime_py.stats import peak_memory\n"
+            "import json, sys\nfrom pathlib import Path\n"
+            "folder, size = Path(sys.argv[1]), 256 << 20\n"
+            "record = dict(name='t', shape=[size], dtype='uint8', format='raw', nbytes=size, byteOffset=0)\n"
+            "(folder / 'tensor-cache.json').write_text(json.dumps("
+            "{'records': [dict(dataPath='t.bin', nbytes=size, records=[record])]}))\n"
+            "with (folder / 't.bin').open('wb') as file:\n    file.truncate(size)\n"
+            "before = peak_memory()\nload_weights(folder)\nprint((peak_memory() - before) / size)")
+    with tempfile.TemporaryDirectory() as folder:
+        result = subprocess.run([sys.executable, "-c", code, folder], cwd=ROOT, capture_output=True, text=True,
+                                timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert 0.9 < float(result.stdout) < 1.1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind threads")
+def test_pinned_threads_have_a_core_each_and_change_no_result(compiled, engine, ids):
+    code = ("import json, os, sys\nfrom runtime_py import Engine\nfrom runtime_py.tvm_runtime import physical_cores\n"
+            "threads = min(2, physical_cores())\nbefore = set(os.listdir('/proc/self/task'))\n"
+            f"engine = Engine.load({str(compiled)!r}, threads, pin=True)\n"
+            f"logits = engine.score({ids[:20]}).logits\n"
+            "workers = set(os.listdir('/proc/self/task')) - before\n"
+            "own = [os.sched_getaffinity(int(task)) for task in (os.getpid(), *workers)]\n"
+            "assert all(len(cpus) == 1 for cpus in own) and len(set.union(*own)) == len(own) == threads, own\n"
+            "sys.stdout.buffer.write(logits.tobytes())")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=120)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout == engine.score(ids[:20]).logits.tobytes()
 
 
 def test_failures_while_running_are_not_blamed_on_the_build(engine, monkeypatch):
@@ -143,7 +188,7 @@ def test_weights_of_another_build_are_refused(compiled, tmp_path, change):
     record = next(r for r in index["records"][0]["records"] if len(r["shape"]) == 2 and r["shape"][0] != r["shape"][1])
     record[change] = record["name"] + "x" if change == "name" else record["shape"][::-1]
     (folder / "tensor-cache.json").write_text(json.dumps(index))
-    assert len(map_weights(folder)) == sum(len(shard["records"]) for shard in index["records"])
+    assert len(load_weights(folder)) == sum(len(shard["records"]) for shard in index["records"])
     with pytest.raises(UserError, match="rebuild the artifact"):
         Engine.load(folder)
 

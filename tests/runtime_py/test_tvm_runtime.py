@@ -40,6 +40,17 @@ def test_physical_cores_are_at_most_the_processors():
     assert 1 <= tvm_runtime.physical_cores() <= os.cpu_count()
 
 
+def test_more_threads_than_cores_cannot_be_pinned():
+    with pytest.raises(UserError, match="cannot have a core each: .*lower --threads"):
+        tvm_runtime.pin_threads(tvm_runtime.physical_cores() + 1)
+
+
+def test_systems_that_cannot_bind_say_so(monkeypatch):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    with pytest.raises(UserError, match="cannot bind threads"):
+        tvm_runtime.pin_threads(1)
+
+
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (7, 2)])
 @pytest.mark.parametrize("dtype", ["float32", "float16", np.dtype(np.int32)])
 def test_memory_is_aligned_and_zero(shape, dtype):
