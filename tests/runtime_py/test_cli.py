@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_library import FakeLibrary
 from toy import WINDOW, write_artifact
 
 from runtime_py.cli import main
@@ -119,7 +120,7 @@ def test_score_writes_arrays_and_prints_perplexity(run, artifact_folder, ids_fil
 
 
 def test_score_refuses_outputs_it_cannot_write(run, engine, ids_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime_py.engine.Engine.load", lambda *_: pytest.fail("the work started"))
+    monkeypatch.setattr("runtime_py.engine.Engine.load", lambda *_, **__: pytest.fail("the work started"))
     same = tmp_path / "a.npy"
     for outputs, message in ((["--logits", same, "--router", tmp_path / "." / "a.npy"], "need different files"),
                              (["--logits", ""], "regular file"), (["--router", tmp_path], "regular file")):
@@ -172,6 +173,19 @@ def test_options_without_effect_are_noted(run):
     err = run("generate", "--prompt", "the", "--max-tokens", 2, "--top-p", "0.5", "--seed", 1)[2]
     assert "note: --top-p, --seed: no effect without --temperature" in err
     assert "note" not in run("generate", "--prompt", "the", "--max-tokens", 2, "--top-p", "0.5", "--temperature", 1)[2]
+
+
+def test_pinning_and_mapping_are_options(run, monkeypatch):
+    pinned, mapped = [], []
+
+    def library(artifact):
+        mapped.append(artifact.mmap)
+        return FakeLibrary(artifact)
+    monkeypatch.setattr("runtime_py.engine.pin_threads", pinned.append)
+    monkeypatch.setattr("runtime_py.engine.Library", library)
+    options = ("generate", "--prompt", "the", "--max-tokens", 1)
+    assert run(*options)[0] == 0 and (pinned, mapped) == ([], [False])
+    assert run(*options, "--pin", "--mmap")[0] == 0 and len(pinned) == 1 and mapped == [False, True]
 
 
 def test_more_threads_than_cores_are_noted(run, monkeypatch):
@@ -236,7 +250,7 @@ def test_inspect_prints_tables_and_plots(run, tmp_path):
 
 
 def test_a_closed_pipe_and_ctrl_c_end_quietly(artifact_folder, monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
     monkeypatch.setattr("runtime_py.engine.Engine.load", interrupted)
     assert main(["generate", str(artifact_folder), "--prompt", "x"]) == 130
