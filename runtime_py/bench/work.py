@@ -70,7 +70,9 @@ class WorkCounter:
         return name in self._weights and self._weights[name].ndim > 2 and len(self._weights[name]) == self._experts
 
     def _is_table(self, call: Call, name: str) -> bool:
-        return "ids" in call.inputs or len(self._weights[name]) == self._positions
+        """The embedding, or the rotary table: the one plain matrix among packed ones, with a row per position."""
+        weight = self._weights[name]
+        return "ids" in call.inputs or (weight.ndim == 2 and len(weight) == self._positions)
 
     def _bytes(self, call: Call, routing: Routing) -> int:
         n, total = self._sizes["n"], 0.0
