@@ -60,7 +60,7 @@ def to_markdown(report: Report) -> str:
     facts = report.facts
     lines = [f"{facts['artifact']} ({facts['quantization']}, {facts['weight_bytes'] / 1e6:.0f} MB of weights, built "
              f"for {facts['host']}) on {facts['machine']}, {facts['processors']} processors. "
-             f"{facts['text'].capitalize()} behind {facts['cached_tokens']} cached ones. Medians of {facts['rounds']} "
+             f"Passes over {facts['text']} behind {facts['cached_tokens']} cached tokens. Medians of {facts['rounds']} "
              "rounds (range).",
              *(f"\nWarning: {text}." for text in warnings(facts))]
     for title, rows in report.tables.items():

@@ -22,7 +22,7 @@ from .work import Routing, WorkCounter
 
 SPARSE, DENSE = "sparse", "dense"
 _FUNCTIONS = {SPARSE: "forward", DENSE: "forward_dense"}
-_STREAM = 1 << 16  # random tokens, where the artifact brings no stream of its own
+_RANDOM_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ class Worker:
 
 
 def _token_stream(artifact: Artifact) -> tuple[np.ndarray, str]:
-    """Tokens to feed and where they come from."""
-    ids = np.random.default_rng(0).integers(0, artifact.config.vocab_size, _STREAM, np.int32)
+    """Tokens to feed, int32 [any], and what they are."""
+    if artifact.token_stream is not None:
+        return artifact.token_stream, "the artifact's token stream"
+    ids = np.random.default_rng(0).integers(0, artifact.config.vocab_size, _RANDOM_TOKENS, np.int32)
     return ids, "random tokens"

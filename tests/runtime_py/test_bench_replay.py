@@ -1,6 +1,7 @@
 """Passes repeated kernel by kernel: the same bits as the compiled pass, and the work that each call is said to do."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_a_natural_pass_is_timed_whole_as_well(worker):
     pairs = 8 * config.num_experts * config.num_hidden_layers * config.hidden_size * config.expert_size
     assert {k.operations for k in dense.kernels.values() if k.experts} == {2 * pairs}
     assert {k.operations for k in sparse.kernels.values() if k.experts} == {round(2 * pairs * sparse.active)}
+
+
+def test_the_artifacts_token_stream_is_fed(folder, engine, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    stream = [7, 8, 9, 10, 11]
+    (copy / "token_stream.json").write_text(json.dumps(stream))
+    worker = Worker(Setup(str(copy), engine.threads, 2))
+    worker.measure(Case(2), turn=1)
+    expected = engine.library.new_caches()
+    for past, ids in ((0, [7, 8]), (2, [11, 7])):  # turn 1 follows turn 0's two tokens, and the stream starts again
+        engine.library.forward(**causal_arguments(2, 2, past) | {"ids": np.array(ids, np.int32)}, past=past,
+                               caches=expected)
+    for cache, other in zip(worker.caches, expected):
+        np.testing.assert_array_equal(np.from_dlpack(cache), np.from_dlpack(other))
 
 
 def test_work_of_single_calls(engine, description):
