@@ -16,6 +16,7 @@ from tvm import relax
 from .attention import cache_shape
 from .layers import Build
 from .model import Model
+from .share_buffers import share_buffers
 
 METADATA = "_metadata"
 
@@ -111,7 +112,7 @@ _PLANNING = [
 ]
 
 _LOWERING = [
-    *_PLANNING,
-    relax.transform.LowerAllocTensor(), relax.transform.KillAfterLastUse(), relax.transform.LowerRuntimeBuiltin(),
+    *_PLANNING, share_buffers,
+    relax.transform.LowerAllocTensor(), relax.transform.CanonicalizeBindings(), relax.transform.LowerRuntimeBuiltin(),
     relax.transform.ComputePrimValue(), relax.transform.VMShapeLower(), relax.transform.AttachGlobalSymbol(),
 ]

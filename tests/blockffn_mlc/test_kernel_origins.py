@@ -67,3 +67,16 @@ def test_an_operator_without_a_kernel_stops_the_build():
     plan.graph.module[tvm.ir.GlobalVar("stray")] = builder.get()["stray"]
     with pytest.raises(Exception, match=r"R\.add"):
         compile_graph(plan.graph, plan.target.tvm_target)
+
+
+def test_layers_share_their_buffers():
+    """Another layer adds no tensor but its router scores, and nothing is copied or dropped one by one."""
+    counts = []
+    for layers in (6, 8):  # the plan repeats itself after a few layers
+        plan = make_plan(replace(MLA, num_hidden_layers=layers), cpu_target(), "q0f32", 128, 64)
+        text = compile_graph(plan.graph, plan.target.tvm_target).as_text()
+        forward = next(part for part in re.split(r"\n(?=@)", text) if part.startswith("@forward:"))
+        counts.append({name: forward.count(f"vm.builtin.{name} ") for name in ("alloc_tensor", "copy", "null_value")})
+    few, many = counts
+    assert many["alloc_tensor"] == few["alloc_tensor"] + 2 > 2
+    assert not any(count[name] for count in counts for name in ("copy", "null_value"))
