@@ -15,6 +15,7 @@ from blockffn_mlc.errors import UserError
 from blockffn_mlc.progress import Progress
 from blockffn_mlc.sources import DEMO, open_model
 from blockffn_mlc.staging import check_destination
+from schedules.activations import ACTIVATIONS
 from targets import TARGETS, find_target
 
 
@@ -27,6 +28,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                              "NAME one of small, medium, large, xlarge, 3b")
     parser.add_argument("--quantization", metavar="Q", help="weight format, in MLC's names "
                         "(default: q0f32 for the demo, q0f16 otherwise)")
+    parser.add_argument("--activations", choices=ACTIVATIONS, metavar="A",
+                        help="what 4-bit weights are multiplied by: f32, int8x2 (two planes of 8-bit codes, about 15 "
+                             "bits) or int8 (default: int8 where the processor multiplies bytes, else f32)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="artifact folder (default: dist/MODEL-Q-T)")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
     parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens per prefill pass (default: 512)")
@@ -58,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     quantization = arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
     with progress.step("plan"):
         plan = make_plan(model.config, target, quantization, arguments.context_window, arguments.prefill_chunk,
-                         model.folder)
+                         model.folder, arguments.activations)
     if not plan.chat["tokenizer_files"]:
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     out = arguments.output or Path("dist") / f"{model.name}-{quantization}-{target.name}"

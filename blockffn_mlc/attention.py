@@ -11,7 +11,7 @@ from tvm.relax.frontend.nn import op
 from schedules.tiles import MAX_TREE_NODES
 
 from .config import LATENT_NORM_EPS
-from .layers import Build, Linear, RMSNorm, call, vector_parameter
+from .layers import Build, Encode, Linear, RMSNorm, call, matrix_parameter, vector_parameter
 
 
 class Chunk(NamedTuple):
@@ -41,7 +41,7 @@ class LatentAttention(nn.Module):
         heads, nope, rope, latent, v = (c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim,
                                         c.kv_lora_rank, c.head_dim)
         width = c.q_lora_rank + latent + rope
-        kernels, tiles, dtypes = build.kernels, build.tiles, build.quantization
+        kernels, tiles, formats = build.kernels, build.tiles, build.quantization
         slots, kv_heads, cache_width = cache_shape(build)
 
         def kv_b(checkpoint: Any) -> np.ndarray:
@@ -50,21 +50,26 @@ class LatentAttention(nn.Module):
         self.qkv_a_proj = Linear(build, "qkv_a_proj", c.hidden_size, width,
                                  [f"{prefix}.q_a_proj", f"{prefix}.kv_a_proj_with_mqa"], bias=c.attention_bias)
         self.q_a_layernorm = RMSNorm(build, f"{prefix}.q_a_layernorm", c.q_lora_rank, LATENT_NORM_EPS, x_width=width)
-        self.q_b_proj = Linear(build, "q_b_proj", c.q_lora_rank, heads * (nope + rope), [f"{prefix}.q_b_proj"])
         self.kv_a_layernorm_weight = vector_parameter(build, [f"{prefix}.kv_a_layernorm.weight"], latent)
-        self.k_up_proj = Linear(build, "k_up_proj", nope, latent, groups=heads, x_width=heads * (nope + rope),
-                                group_stride=nope + rope, read=lambda ckpt: kv_b(ckpt)[:, :nope].swapaxes(1, 2))
-        self.v_up_proj = Linear(build, "v_up_proj", latent, v, groups=heads, read=lambda ckpt: kv_b(ckpt)[:, nope:])
+        q_b, kv_up = f"{prefix}.q_b_proj.weight", f"{prefix}.kv_b_proj.weight"
+        self.q_up, self.k_up, self.v_up = (
+            matrix_parameter((heads, outputs, inputs), formats.weight_format, tiles.output_tile, name, read)
+            for outputs, inputs, name, read in (
+                (nope + rope, c.q_lora_rank, q_b, lambda ckpt: ckpt.read(q_b).reshape(heads, nope + rope, -1)),
+                (latent, nope, kv_up, lambda ckpt: kv_b(ckpt)[:, :nope].swapaxes(1, 2)),
+                (v, latent, kv_up, lambda ckpt: kv_b(ckpt)[:, nope:])))
+        self.encode = Encode(build, heads * v)
         self.o_proj = Linear(build, "o_proj", heads * v, c.hidden_size, [f"{prefix}.o_proj"], bias=c.attention_bias,
                              residual_scale=c.residual_scale)
         self.append = kernels.append_latent(
             tiles, slots, latent, rope, build.context_window, LATENT_NORM_EPS, x_width=width, offset=c.q_lora_rank,
-            dtype=dtypes.model_dtype, cache_dtype=dtypes.cache_dtype)
-        self.rope_query = kernels.rope_query(tiles, heads, rope, build.context_window, x_width=heads * (nope + rope),
-                                             stride=nope + rope, offset=nope, latent=latent)
+            dtype=formats.model_dtype, cache_dtype=formats.cache_dtype)
+        self.query = kernels.latent_query(tiles, heads, c.q_lora_rank, nope, rope, latent, build.context_window,
+                                          formats.weight_format, build.activations)
         self.attend = kernels.attention(
             tiles, heads, kv_heads, slots, key_dim=latent + rope, value_offset=0, value_dim=latent,
-            width=cache_width, scale=c.qk_head_dim**-0.5, cache_dtype=dtypes.cache_dtype)
+            width=cache_width, scale=c.qk_head_dim**-0.5, cache_dtype=formats.cache_dtype, v_dim=v,
+            weight_format=formats.weight_format, activations=build.activations)
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor, chunk: Chunk, cache: nn.Tensor) -> nn.Tensor:
         c, n = self.build.config, x.shape[0]
@@ -74,12 +79,12 @@ class LatentAttention(nn.Module):
             self.append, "append_latent",
             [cache, a, self.kv_a_layernorm_weight, chunk.positions, chunk.rope_table, chunk.past], 0,
             nn.Tensor.placeholder(cache.shape, cache.dtype))
-        q = self.q_b_proj(self.q_a_layernorm(a))
-        query = call(self.rope_query, "rope_query", [q, self.k_up_proj(q), chunk.positions, chunk.rope_table],
+        query = call(self.query, "latent_query",
+                     [self.q_a_layernorm(a), self.q_up, self.k_up, chunk.positions, chunk.rope_table],
                      ((n, heads, key_dim), "float32"))
-        latent = call(self.attend, "attention", [query, cache, chunk.visible, chunk.ancestors, chunk.past],
-                      ((n, heads * c.kv_lora_rank), "float32"))
-        return self.o_proj(self.v_up_proj(latent), residual)
+        values = call(self.attend, "attention", [query, cache, chunk.visible, chunk.ancestors, chunk.past, self.v_up],
+                      ((n, heads * c.head_dim), "float32"))
+        return self.o_proj(self.encode(values), residual)
 
 
 class GroupedQueryAttention(nn.Module):
@@ -97,8 +102,8 @@ class GroupedQueryAttention(nn.Module):
                              residual_scale=c.residual_scale)
         self.append = kernels.append_heads(tiles, slots, kv_heads, dim, build.context_window, x_width=width,
                                            offset=heads * dim, cache_dtype=cache_dtype)
-        self.rope_query = kernels.rope_query(tiles, heads, dim, build.context_window, x_width=width, stride=dim,
-                                             offset=0)
+        self.rope_query = kernels.rope_query(tiles, heads, dim, build.context_window, x_width=width)
+        self.encode = Encode(build, heads * dim)
         self.attend = kernels.attention(tiles, heads, kv_heads, slots, key_dim=dim, value_offset=dim, value_dim=dim,
                                         width=cache_width, scale=dim**-0.5, cache_dtype=cache_dtype)
 
@@ -113,4 +118,4 @@ class GroupedQueryAttention(nn.Module):
                      ((n, heads, dim), "float32"))
         values = call(self.attend, "attention", [query, cache, chunk.visible, chunk.ancestors, chunk.past],
                       ((n, heads * dim), "float32"))
-        return self.o_proj(values, residual)
+        return self.o_proj(self.encode(values), residual)

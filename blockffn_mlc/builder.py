@@ -21,7 +21,7 @@ from .kernel_calls import FILE as KERNEL_CALLS
 from .kernel_calls import describe_kernels
 from .layers import Build
 from .progress import Progress
-from .quantization import quantization
+from .quantization import activations, quantization
 from .shards import Shard, Source, fingerprint, plan_shards, write_shards
 from .staging import check_destination, staging_folder
 from .target import Target
@@ -58,7 +58,8 @@ class Plan:
         }
         return {
             "target": self.target.name, "host": self.target.host, "quantization": build.quantization.name,
-            "context_window": build.context_window, "prefill_chunk": build.prefill_chunk,
+            "activations": build.activations, "context_window": build.context_window,
+            "prefill_chunk": build.prefill_chunk,
             "functions": self.graph.functions(),
             "kernels": {name: str(func.attrs[build.kernels.ORIGIN])
                         for name, func in sorted(self.graph.kernels().items())},
@@ -68,9 +69,11 @@ class Plan:
 
 
 def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
-              prefill_chunk: int | None = None, folder: Path | None = None) -> Plan:
+              prefill_chunk: int | None = None, folder: Path | None = None,
+              activation_format: str | None = None) -> Plan:
     """Check the options against the model and describe the build. ``folder``: the checkpoint's, for tokenizer
-    and generation defaults (None: there are none). Raises UserError."""
+    and generation defaults (None: there are none). ``activation_format``: one of schedules.activations (None: the
+    fastest). Raises UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
     chunk = min(DEFAULT_PREFILL_CHUNK, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
@@ -78,8 +81,9 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
             ("--prefill-chunk", chunk, context, "the context window")):
         if not 0 < value <= limit:
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
-    build = Build(config, quantization(quantization_name, target.name, target.kernels.FORMATS), target.kernels,
-                  target.tiles, context, chunk)
+    weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
+    build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
+                  context, chunk)
     graph = build_graph(build)
     library = f"lib/blockffn-{build.quantization.name}-{target.name}{target.library_suffix}"
     chat = chat_config(build, target.name, target.host, library, folder)

@@ -44,6 +44,7 @@ def chat_config(build: Build, target: str, host: str, library: str, folder: Path
         "blockffn": {
             "format_version": FORMAT_VERSION, "library": library, "target": target, "host": host,
             "tvm_version": tvm.__version__, "max_tree_nodes": MAX_TREE_NODES,
+            "activations": build.activations,
             "cache": {"shape": list(cache_shape(build)), "dtype": build.quantization.cache_dtype}},
     }
 

@@ -14,6 +14,7 @@ import tvm.relax.frontend.nn as nn
 from tvm.relax.frontend.nn import op
 
 from schedules import q4
+from schedules.activations import activation_shape
 from schedules.layout import FLOAT_FORMATS, Q4_SCALE_DTYPES, pack_rows, stored_shape
 from schedules.tiles import CpuTiles
 
@@ -26,10 +27,11 @@ LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape 
 
 @dataclass(frozen=True)
 class Build:
-    """Everything a layer needs to know: the model, the format, the kernels and their tiles, the limits."""
+    """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits."""
 
     config: BlockFFNConfig
     quantization: Quantization
+    activations: str  # what matrices are multiplied by: one of schedules.activations
     kernels: ModuleType
     tiles: CpuTiles
     context_window: int
@@ -74,27 +76,27 @@ def call(func: tvm.tirx.PrimFunc, name: str, args: Sequence[Any], *outputs: tupl
     return op.tensor_ir_op(func, name, list(args), out[0] if len(out) == 1 else out)
 
 
+def activation_spec(build: Build, shape: Sequence[Any]) -> tuple[tuple, str]:
+    """Shape and dtype of activations [..., width] that feed a matrix."""
+    return activation_shape(build.activations, shape)
+
+
 class Linear(nn.Module):
-    """y = x W^T + b in groups; see the kernel ``linear``.
+    """y = x W^T + b; see the kernel ``linear``. ``name``: of the kernel, for people. ``names``: checkpoint matrices
+    stacked along the outputs."""
 
-    ``name``: of the kernel, for people. ``names``: checkpoint matrices stacked along the outputs, or ``read``
-    for anything else.
-    """
-
-    def __init__(self, build: Build, name: str, inputs: int, outputs: int, names: Sequence[str] = (), *,
-                 groups: int = 1, weight_format: str = "", bias: bool = False,
-                 read: Callable[[Any], np.ndarray] | None = None, **kernel_options: Any) -> None:
-        self.name, self.outputs = name, groups * outputs
-        weight_format = weight_format or build.quantization.weight_format
+    def __init__(self, build: Build, name: str, inputs: int, outputs: int, names: Sequence[str], *,
+                 bias: bool = False, **kernel_options: Any) -> None:
+        self.name, self.outputs = name, outputs
 
         def stacked(checkpoint: Any) -> np.ndarray:
             parts = [checkpoint.read(f"{name}.weight") for name in names]
-            return (parts[0] if len(parts) == 1 else np.concatenate(parts))[None]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-        self.weight = matrix_parameter((groups, outputs, inputs), weight_format, build.tiles.output_tile,
-                                       names[0] if names else name, read or stacked)
+        weight_format = build.quantization.weight_format
+        self.weight = matrix_parameter((outputs, inputs), weight_format, build.tiles.output_tile, names[0], stacked)
         self.bias = vector_parameter(build, [f"{name}.bias" for name in names], outputs) if bias else None
-        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, weight_format, groups=groups,
+        self.kernel = build.kernels.linear(build.tiles, inputs, outputs, weight_format, build.activations,
                                            bias_dtype=build.quantization.model_dtype if bias else "",
                                            **kernel_options)
 
@@ -104,17 +106,32 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm of the first ``width`` columns of a row."""
+    """Root-mean-square norm of the first ``width`` columns of a row, for a matrix to multiply by."""
 
     def __init__(self, build: Build, name: str, width: int, eps: float, **kernel_options: Any) -> None:
-        self.name, self.width = name.rsplit(".", 1)[-1], width
+        self.build, self.name, self.width = build, name.rsplit(".", 1)[-1], width
         self.weight = vector_parameter(build, [f"{name}.weight"], width)
         self.kernel = build.kernels.rms_norm(build.tiles, width, eps, build.quantization.model_dtype,
-                                             **kernel_options)
+                                             build.activations, **kernel_options)
 
     def forward(self, x: nn.Tensor, rows: nn.Tensor | None = None) -> nn.Tensor:
         args = [tensor for tensor in (x, self.weight, rows) if tensor is not None]
-        return call(self.kernel, self.name, args, (((x if rows is None else rows).shape[0], self.width), "float32"))
+        count = (x if rows is None else rows).shape[0]
+        return call(self.kernel, self.name, args, activation_spec(self.build, (count, self.width)))
+
+
+class Encode(nn.Module):
+    """Float32 rows as activations for a matrix to multiply by; nothing to do where those are float32."""
+
+    def __init__(self, build: Build, width: int) -> None:
+        self.build, self.width = build, width
+        self.kernel = None if build.activations == "f32" else build.kernels.encode(build.tiles, width,
+                                                                                   build.activations)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        if self.kernel is None:
+            return x
+        return call(self.kernel, "encode", [x], activation_spec(self.build, (x.shape[0], self.width)))
 
 
 class Embedding(nn.Module):
@@ -125,14 +142,14 @@ class Embedding(nn.Module):
         name = "model.embed_tokens.weight"
         weight_format = build.quantization.weight_format
         self.width, self.vocab = config.hidden_size, config.vocab_size
-        self.weight = matrix_parameter((1, self.vocab, self.width), weight_format, build.tiles.output_tile, name,
-                                       lambda checkpoint: checkpoint.read(name)[None])
+        self.weight = matrix_parameter((self.vocab, self.width), weight_format, build.tiles.output_tile, name,
+                                       lambda checkpoint: checkpoint.read(name))
         self.kernel = build.kernels.embedding(build.tiles, self.vocab, self.width, weight_format, config.scale_emb)
-        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, weight_format)
+        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, weight_format, build.activations)
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
         return call(self.kernel, "embedding", [ids, self.weight], ((ids.shape[0], self.width), "float32"))
 
     def logits(self, hidden: nn.Tensor) -> nn.Tensor:
-        """hidden f32 [m, H] -> f32 [m, V] through the embedding's own rows."""
+        """hidden activations [m, H] -> f32 [m, V] through the embedding's own rows."""
         return call(self.head, "lm_head", [hidden, self.weight], ((hidden.shape[0], self.vocab), "float32"))

@@ -21,13 +21,11 @@ class DecoderLayer(nn.Module):
         attention = LatentAttention if c.is_mla else GroupedQueryAttention
         self.input_layernorm = RMSNorm(build, f"{prefix}.input_layernorm", c.hidden_size, c.rms_norm_eps)
         self.self_attn = attention(build, f"{prefix}.self_attn")
-        self.post_attention_layernorm = RMSNorm(build, f"{prefix}.post_attention_layernorm", c.hidden_size,
-                                                c.rms_norm_eps)
-        self.mlp = BlockFFN(build, f"{prefix}.mlp")
+        self.mlp = BlockFFN(build, f"{prefix}.mlp", norm=f"{prefix}.post_attention_layernorm")
 
     def forward(self, x: nn.Tensor, chunk: Chunk, cache: nn.Tensor, dense: bool) -> tuple[nn.Tensor, nn.Tensor]:
         x = self.self_attn(self.input_layernorm(x), x, chunk, cache)
-        return self.mlp(self.post_attention_layernorm(x), x, dense)
+        return self.mlp(x, dense)
 
 
 class Model(nn.Module):

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from schedules.layout import Q4_FORMATS
+
 from .errors import UserError
+from .target import Target
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,21 @@ def quantization(name: str, target: str, formats: Collection[str]) -> Quantizati
         reason = f"target {target} has no kernels for it" if name in QUANTIZATIONS else "unknown format"
         raise UserError(f"--quantization {name}: {reason}; choose one of {', '.join(usable)}")
     return QUANTIZATIONS[name]
+
+
+def activations(name: str | None, quantization: Quantization, target: Target) -> str:
+    """What matrices are multiplied by: ``name``, or the target's fastest for the format (schedules.activations).
+
+    Raises UserError when the target or the weight format rules ``name`` out.
+    """
+    coded = quantization.weight_format in Q4_FORMATS and bool(target.tiles.dot)
+    if name is None:
+        return "int8" if coded else "f32"
+    if name != "f32" and not coded:
+        reason = (f"{target.host} has no instruction for dot products of bytes" if quantization.weight_format
+                  in Q4_FORMATS else f"{quantization.name} weights are not 4-bit")
+        raise UserError(f"--activations {name}: {reason}; choose f32")
+    return name
 
 
 def check_range(values: np.ndarray, dtype: str, name: str) -> None:

@@ -9,8 +9,9 @@ from blockffn_mlc.errors import UserError
 
 # Vector unit of a library -> flags that the Linux kernel reports for it.
 _AVX2 = {"avx2", "fma", "f16c", "bmi2"}
-_NEEDED_FLAGS = {"avx512": _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "avx2": _AVX2, "neon": set(),
-                 "sse": set()}
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_NEEDED_FLAGS = {"avx512vnni": _AVX512 | {"avx512_vnni"}, "avx512": _AVX512, "avxvnni": _AVX2 | {"avx_vnni"},
+                 "avx2": _AVX2, "sse": set(), "dotprod": {"asimddp"}, "neon": set()}
 
 
 def check_host(host: str, where: str | Path) -> None:
@@ -23,9 +24,15 @@ def check_host(host: str, where: str | Path) -> None:
     rebuild = "rebuild it on this machine with: python build.py --target cpu --model MODEL"
     if machine != platform.machine():
         raise UserError(f"{where}: compiled for {host}, this machine is {platform.machine()}; {rebuild}")
-    missing = _NEEDED_FLAGS.get(unit, set()) - _cpu_flags()
-    if missing and _cpu_flags():
+    missing = missing_flags(unit)
+    if missing:
         raise UserError(f"{where}: compiled for {host}, this processor lacks {', '.join(sorted(missing))}; {rebuild}")
+
+
+def missing_flags(unit: str) -> set[str]:
+    """Flags of a vector unit that this machine lacks; none where the system does not tell."""
+    flags = _cpu_flags()
+    return _NEEDED_FLAGS.get(unit, set()) - flags if flags else set()
 
 
 def _cpu_flags() -> set[str]:

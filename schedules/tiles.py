@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MAX_TREE_NODES = 64  # bits of a token's ancestor mask
 
@@ -15,7 +15,10 @@ class CpuTiles:
     ``token_tiles``: rows computed together, chosen by the number of tokens (ascending, first is 1).
     ``q4_token_tiles``: the same for 4-bit weights, whose tile is 32 outputs wide. ``score_tile``: heads x keys
     of attention scored together; ``value_tile``: heads x registers of values they add together. ``parallel_rows``:
-    from this many rows on, a small per-row kernel is worth a parallel launch.
+    from this many rows on, a small per-row kernel is worth a parallel launch. ``down_slices``: contiguous parts that
+    the outputs of the down projection are cut into for up to ``down_slice_tokens`` tokens. ``dot``: LLVM's name of
+    the instruction that adds four products of bytes to each int32 lane, if there is one; its kernels use
+    ``coded_token_tiles``, for one plane of codes and for two.
     """
 
     lanes: int
@@ -25,6 +28,10 @@ class CpuTiles:
     score_tile: tuple[int, int]
     value_tile: tuple[int, int]
     parallel_rows: int = 16
+    down_slices: int = 8
+    down_slice_tokens: int = 4
+    dot: str = ""
+    coded_token_tiles: tuple[tuple[int, ...], ...] = ()
 
     @property
     def output_tile(self) -> int:
@@ -50,4 +57,10 @@ CPU_TILES: dict[str, CpuTiles] = {
                      score_tile=(4, 4), value_tile=(4, 4)),
     "sse": CpuTiles(lanes=4, vectors=2, token_tiles=(1, 4), q4_token_tiles=(1,),
                     score_tile=(2, 4), value_tile=(4, 2)),
+}
+CPU_TILES |= {
+    "avx512vnni": replace(CPU_TILES["avx512"], dot="llvm.x86.avx512.vpdpbusd.512",
+                          coded_token_tiles=((1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6))),
+    "avxvnni": replace(CPU_TILES["avx2"], dot="llvm.x86.avx512.vpdpbusd.256", coded_token_tiles=((1, 2), (1,))),
+    "dotprod": replace(CPU_TILES["neon"], dot="llvm.aarch64.neon.sdot.v4i32.v16i8", coded_token_tiles=((1, 2), (1,))),
 }

@@ -1,7 +1,8 @@
 """Every kernel restated in numpy from the equations, without its schedule.
 
-Inputs are in their logical layout (weights [out, in], before ``layout.pack_rows``) and may be of any
-float dtype; the arithmetic is float64. ``n`` tokens, ``E`` experts, ``H`` hidden size, ``D`` expert size.
+Inputs are in their logical layout (weights [out, in], before ``layout.pack_rows``; activations as
+``activations.decode`` gives them) and may be of any float dtype; the arithmetic is float64.
+``n`` tokens, ``E`` experts, ``H`` hidden size, ``D`` expert size.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ def f64(x: np.ndarray) -> np.ndarray:
 
 
 def linear(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-    """x [n, G, K], w [G, O, K], bias [G*O] -> [n, G*O]."""
-    y = np.einsum("ngk,gok->ngo", f64(x), f64(w)).reshape(len(x), -1)
+    """x [..., K], w [O, K], bias [O] -> [..., O]."""
+    y = f64(x) @ f64(w).T
     return y if bias is None else y + f64(bias)
+
+
+def linear_heads(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x [n, heads, K] (or [n, 1, K], the same for all heads), w [heads, O, K] -> [n, heads, O]."""
+    return (f64(w) @ f64(x)[..., None])[..., 0]
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float, scale: float = 1.0) -> np.ndarray:
@@ -30,14 +36,17 @@ def embedding(ids: np.ndarray, table: np.ndarray, scale: float) -> np.ndarray:
     return f64(table)[ids] * scale
 
 
-def router(logits: np.ndarray, norm: str, eps: float, norm_scale: float, weight: np.ndarray | None) -> np.ndarray:
-    """logits [n, E] -> scores [n, E] (paper eq. 2-3; 0 for inactive experts)."""
-    s = np.maximum(f64(logits), 0.0)
+def router(x: np.ndarray, input_weight: np.ndarray, w: np.ndarray, norm: str, eps: float, norm_scale: float,
+           weight: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """x [n, H], input_weight [H], w [E, H], weight [E] if ``norm`` is "rms" -> h = rms_norm(x) [n, H] and scores
+    [n, E] (paper eq. 2-3; 0 for inactive experts)."""
+    h = rms_norm(x, input_weight, eps)
+    scores = np.maximum(linear(h, w), 0.0)
     if norm == "rms":
-        return rms_norm(s, weight, eps)
-    if norm == "sum":
-        return s / (s.sum(-1, keepdims=True) * norm_scale + 1e-5)
-    return s
+        scores = rms_norm(scores, weight, eps)
+    elif norm == "sum":
+        scores = scores / (scores.sum(-1, keepdims=True) * norm_scale + 1e-5)
+    return h, scores
 
 
 def union(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -72,6 +81,12 @@ def rotate(x: np.ndarray, pos: np.ndarray, table: np.ndarray) -> np.ndarray:
     return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1)
 
 
+def latent_query(x: np.ndarray, q_up: np.ndarray, k_up: np.ndarray, pos: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """x [n, K], q_up [heads, nope+R, K], k_up [heads, L, nope], pos [n], table [positions, R] -> [n, heads, L+R]."""
+    q, nope = linear_heads(x[:, None], q_up), k_up.shape[-1]
+    return np.concatenate([linear_heads(q[..., :nope], k_up), rotate(q[..., nope:], pos, table)], axis=-1)
+
+
 def seen_slots(visible: np.ndarray, ancestors: np.ndarray, past: int, slots: int) -> np.ndarray:
     """bool [n, slots]: which cache slots each token attends to."""
     seen = np.arange(slots)[None] < visible[:, None]
@@ -81,10 +96,13 @@ def seen_slots(visible: np.ndarray, ancestors: np.ndarray, past: int, slots: int
     return seen
 
 
-def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, seen: np.ndarray, scale: float) -> np.ndarray:
-    """q [n, heads, R], keys [slots, kv, R], values [slots, kv, V], seen bool [n, slots] -> [n, heads*V]."""
+def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, seen: np.ndarray, scale: float,
+              v_up: np.ndarray | None = None) -> np.ndarray:
+    """q [n, heads, R], keys [slots, kv, R], values [slots, kv, V], seen bool [n, slots], v_up [heads, O, V] ->
+    [n, heads*V], or [n, heads*O] with ``v_up``."""
     group = q.shape[1] // keys.shape[1]
     keys, values = (np.repeat(f64(x), group, axis=1) for x in (keys, values))
     s = np.where(seen[:, None], np.einsum("nhr,shr->nhs", f64(q), keys) * scale, -np.inf)
     p = np.exp(s - s.max(-1, keepdims=True))
-    return np.einsum("nhs,shv->nhv", p / p.sum(-1, keepdims=True), values).reshape(len(q), -1)
+    mix = np.einsum("nhs,shv->nhv", p / p.sum(-1, keepdims=True), values)
+    return (mix if v_up is None else linear_heads(mix, v_up)).reshape(len(q), -1)

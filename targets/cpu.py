@@ -33,7 +33,7 @@ def cpu_target(cpu: str = "native") -> Target:
     missing = features & (_missing_here() if cpu == "native" else {"avx512fp16"})
     unit = vector_unit(features - missing)
     attributes = sorted(f"-{feature}" for feature in missing)
-    if unit == "avx512":
+    if unit.startswith("avx512"):
         attributes.append("-prefer-256-bit")  # LLVM would halve our 512-bit vectors on some Intel cores
     tvm_target = tvm.target.Target({"kind": "llvm", "mcpu": name, **({"mattr": attributes} if attributes else {})})
     return Target("cpu", f"{platform.machine()} {name}, {unit}", tvm_target, schedules.cpu, CPU_TILES[unit])
@@ -42,10 +42,12 @@ def cpu_target(cpu: str = "native") -> Target:
 def vector_unit(features: set[str]) -> str:
     """Row of the tile table for a set of LLVM feature names."""
     if "avx512f" in features:
-        return "avx512"
+        return "avx512vnni" if "avx512vnni" in features else "avx512"
     if {"avx2", "fma"} <= features:
-        return "avx2"
-    return "neon" if "neon" in features else "sse"
+        return "avxvnni" if "avxvnni" in features else "avx2"
+    if "neon" in features:
+        return "dotprod" if "dotprod" in features else "neon"
+    return "sse"
 
 
 def _known(name: str) -> bool:

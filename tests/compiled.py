@@ -9,6 +9,8 @@ import numpy as np
 import torch
 import tvm
 import tvm_ffi
+from coded_reference import HalfCacheReference
+from machine import few_token_tiles, skip_unless_it_can_run
 from tvm import relax
 
 from blockffn_mlc.attention import cache_shape
@@ -27,9 +29,10 @@ _LIBRARY, _WEIGHTS, _FACTS = "model.so", "weights.npz", "facts.json"
 _folders = []  # temporary folders, deleted when the process ends
 
 
-def compile_model(source, quantization, slots=SLOTS):
+def compile_model(source, quantization, activations="f32", slots=SLOTS):
     """Compile ``source`` (an opened checkpoint or a RandomCheckpoint) with a cache of ``slots``."""
-    plan = make_plan(source.config, cpu_target(), quantization, slots, MAX_CHUNK)
+    plan = make_plan(source.config, few_token_tiles(cpu_target()), quantization, slots, MAX_CHUNK,
+                     activation_format=activations)
     _folders.append(tempfile.TemporaryDirectory(prefix="blockffn-test-"))
     folder = Path(_folders[-1].name)
     compile_graph(plan.graph, plan.target.tvm_target).export_library(str(folder / _LIBRARY))
@@ -40,10 +43,15 @@ def compile_model(source, quantization, slots=SLOTS):
     return Compiled(folder)
 
 
+def golden_model(name, quantization="q0f32", activations="f32"):
+    """A golden checkpoint compiled, once per process. Skips what this machine has no instruction for."""
+    skip_unless_it_can_run(activations)
+    return _golden_model(name, quantization, activations)
+
+
 @cache
-def golden_model(name, quantization="q0f32"):
-    """A golden checkpoint compiled, once per process."""
-    return compile_model(open_checkpoint(GOLDEN / name), quantization)
+def _golden_model(name, quantization, activations):
+    return compile_model(open_checkpoint(GOLDEN / name), quantization, activations)
 
 
 def golden_expected(name):
@@ -53,31 +61,13 @@ def golden_expected(name):
 
 
 @torch.no_grad()
-def oracle(source, ids, dtype="float32", half_cache=False):
-    """Reference logits [T, V] and router scores [L, T, E], with weights and cached values rounded to ``dtype``
-    (``half_cache``: cached values to float16 at any rate)."""
+def oracle(source, ids, dtype="float32", reference=None):
+    """Reference logits [T, V] and router scores [L, T, E], with weights and cached values rounded to ``dtype``, or
+    what another ``reference`` rounds."""
     tensors = {name: torch.from_numpy(source.read(name).astype(dtype).astype("float32")) for name in source.expected}
-    reference = HalfCacheReference if half_cache or dtype == "float16" else Reference
+    reference = reference or (HalfCacheReference if dtype == "float16" else Reference)
     output = reference(source.config, tensors).forward(torch.as_tensor(ids)[None])
     return output.logits[0].numpy(), output.router_scores[:, 0].numpy()
-
-
-class HalfCacheReference(Reference):
-    """The reference with what the cache stores rounded to float16: MLA's latent and rotated key, or key and value."""
-
-    def _norm(self, name, x, eps=None):
-        y = super()._norm(name, x, eps)
-        return _half(y) if name.endswith("kv_a_layernorm") else y
-
-    def _attend(self, prefix, q, k, v):
-        if self.config.is_mla:
-            nope = self.config.qk_nope_head_dim
-            return super()._attend(prefix, q, torch.cat([k[..., :nope], _half(k[..., nope:])], -1), v)
-        return super()._attend(prefix, q, _half(k), _half(v))
-
-
-def _half(x):
-    return x.half().float()
 
 
 def nmse(actual, expected):
@@ -90,6 +80,11 @@ def nmse(actual, expected):
 def same_bits(a, b):
     """Equal to the last bit; NaN equals NaN, -0.0 differs from 0.0."""
     return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def poison(weight, index):
+    """Make the weights at ``index`` NaN, in any format: 4-bit ones by their scales."""
+    weight[index] = np.nan if weight.dtype.kind == "f" else 0xFFFDFFFD
 
 
 def ancestor_words(parents):

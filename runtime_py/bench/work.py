@@ -49,6 +49,9 @@ class WorkCounter:
                  past: int) -> None:
         self._weights, self._elements = artifact.weights, description.elements
         self._experts, self._positions = artifact.config.num_experts, artifact.context_window_size
+        config = artifact.config
+        widths = (2 * config.kv_lora_rank + config.qk_rope_head_dim) if config.is_mla else 2 * config.head_dim
+        self._attended = config.num_attention_heads * widths  # multiply-adds of a token with a cached row
         self._pass, self._sizes, self._past = calls, sizes, past
         self._shapes = {name: tensor.extents(sizes) for name, tensor in calls.values.items()}
 
@@ -62,12 +65,14 @@ class WorkCounter:
         return result
 
     def reads_experts(self, call: Call) -> bool:
-        """Whether the call computes experts: it takes their weights, and integers that say which are in use."""
-        chosen = any(self._pass.values[name].dtype == "int32" for name in call.inputs if name in self._pass.values)
+        """Whether the call computes experts: it takes their weights, and an integer for each that says which are in
+        use."""
+        chosen = any(self._pass.values[name].dtype == "int32" and self._shapes[name] == (self._experts,)
+                     for name in call.inputs if name in self._pass.values)
         return chosen and any(self._is_experts(name) for name in call.inputs)
 
     def _is_experts(self, name: str) -> bool:
-        return name in self._weights and self._weights[name].ndim > 2 and len(self._weights[name]) == self._experts
+        return name in self._weights and self._weights[name].ndim > 3 and len(self._weights[name]) == self._experts
 
     def _is_table(self, call: Call, name: str) -> bool:
         """The embedding, or the rotary table: the one plain matrix among packed ones, with a row per position."""
@@ -101,9 +106,7 @@ class WorkCounter:
                 experts = self._is_experts(name) and self.reads_experts(call)
                 products += elements / self._experts * routing.pairs if experts else elements * rows
             elif self._is_cache(name) and name not in call.in_place:
-                per_token = sum(math.prod(self._shapes[other]) / n for other in (*call.inputs, *call.results)
-                                if other in values and values[other].dtype == "float32")
-                products += per_token * sum(range(self._past + 1, self._past + n + 1))
+                products += self._attended * sum(range(self._past + 1, self._past + n + 1))
         return round(2 * products)
 
     def _is_cache(self, name: str) -> bool:

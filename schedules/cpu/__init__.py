@@ -4,6 +4,8 @@ from ..layout import FLOAT_FORMATS, Q4_FORMATS
 from .attention import attention
 from .cache import append_heads, append_latent, commit
 from .embedding import embedding
+from .encode import encode
+from .latent_query import latent_query
 from .linear import linear
 from .norm import rms_norm
 from .rope import rope_query
@@ -15,5 +17,5 @@ from .vector import ORIGIN
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
-__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "attention", "commit", "embedding", "linear",
-           "rms_norm", "rope_query", "router", "sparse_down", "sparse_up", "union"]
+__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "attention", "commit", "embedding", "encode",
+           "latent_query", "linear", "rms_norm", "rope_query", "router", "sparse_down", "sparse_up", "union"]

@@ -15,17 +15,22 @@ from tvm.script.ir_builder import tirx as T
 
 from ..tiles import MAX_TREE_NODES, CpuTiles
 from .attention_block import BLOCK, HeadGroup
+from .matrix import matrix
+from .rows import FloatRows, encoded
 from .vector import Register, for_lanes, kernel, load, rows_var, splat, store, when
 
 
 @cache
 def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim: int, value_offset: int,
-              value_dim: int, width: int, scale: float, cache_dtype: str) -> tvm.tirx.PrimFunc:
-    """out[t, h] = softmax(scale * q[t, h] . keys) values, over the slots that token t may see.
+              value_dim: int, width: int, scale: float, cache_dtype: str, v_dim: int = 0,
+              weight_format: str = "float32", activations: str = "f32") -> tvm.tirx.PrimFunc:
+    """out[t, h] = softmax(scale * q[t, h] . keys) values, over the slots that token t may see; with ``v_dim``,
+    v_up[h] of that (MLA: values are latent).
 
     Parameters: q f32 [n, heads, key_dim]; cache ``cache_dtype`` [slots, kv_heads, width], key at column 0,
     value at ``value_offset`` (MLA: both are the latent); visible int32 [n]: slots 0..visible-1 are seen;
-    ancestors int32 [n, 2]: bit b shows slot past+b too; past; out f32 [n, heads*value_dim].
+    ancestors int32 [n, 2]: bit b shows slot past+b too; past; v_up [heads, v_dim, value_dim] stored as
+    ``weight_format``, if ``v_dim``; out f32 [n, heads * (v_dim or value_dim)].
     Unseen slots are never read, and blocks are cut from the slots seen, so a token's result does not depend on
     its neighbours.
     """
@@ -39,7 +44,9 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
         visible = k.tensor((n,), "int32")
         ancestors = k.tensor((n, 2), "int32")
         past = k.scalar("past")
-        out = k.tensor((n, heads * value_dim))
+        v_up = matrix(k, tiles, weight_format, (heads, v_dim, value_dim), tiles.output_tile,
+                      activations) if v_dim else None
+        out = k.tensor((n, heads * (v_dim or value_dim)))
 
         with T.parallel(0, n * (kv_heads * splits)) as item:
             part, turn = T.bind(T.floordiv(item, n)), T.bind(T.floormod(item, n))
@@ -59,11 +66,21 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
                     return lambda i, lanes: load(kv, slot, kv_head, i, lanes=lanes)
 
                 head_group.add(T.bind(T.min(seen.count - b * BLOCK, T.int64(BLOCK))), cached)
+            mix = FloatRows(tiles, head_group.mix, value_dim)
             with T.serial(0, share) as head:
                 total = Register(1, head_group.total(head))
-                for_lanes(value_dim, tiles.lanes, lambda i, lanes: store(
-                    out, load(head_group.mix, head, i, lanes=lanes) / splat(total.get(), lanes),
-                    row, (first + head) * value_dim + i, lanes=lanes))
+                mix.write((head,), lambda i, lanes: mix.row(head).read(i, lanes) / splat(total.get(), lanes))
+            if v_up is None:
+                with T.serial(0, share) as head:
+                    for_lanes(value_dim, tiles.lanes, lambda i, lanes: store(
+                        out, mix.row(head).read(i, lanes), row, (first + head) * value_dim + i, lanes=lanes))
+            else:
+                latent = encoded(mix, activations, share, value_dim)
+                with T.serial(0, share) as head, T.serial(0, v_up.count) as part:
+                    (registers,) = acc = v_up.registers(1)
+                    v_up.accumulate(acc, (first + head, part), [latent.row(head)], (first + head, part + 1))
+                    v_up.finish(registers, part, lambda value, i, lanes: store(
+                        out, value, row, (first + head) * v_dim + i, lanes=lanes))
     return k.func
 
 

@@ -12,7 +12,7 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from ..tiles import CpuTiles
-from .norm import norm_row
+from .norm import normed_row
 from .rope import rotate
 from .vector import for_lanes, kernel, load, over_rows, rows_var, store
 
@@ -35,8 +35,9 @@ def append_latent(tiles: CpuTiles, slots: int, latent: int, rope: int, positions
         past = k.scalar("past")
 
         def body(row: Any) -> None:
-            norm_row(tiles, latent, eps, lambda i, lanes: load(x, row, offset + i, lanes=lanes), weight,
-                     lambda value, i, lanes: store(kv, value, past + row, 0, i, lanes=lanes))
+            normed = normed_row(tiles, latent, eps, lambda i, lanes: load(x, row, offset + i, lanes=lanes), weight)
+            for_lanes(latent, tiles.lanes,
+                      lambda i, lanes: store(kv, normed(i, lanes), past + row, 0, i, lanes=lanes))
             rotate(tiles, rope, table, T.cast(pos[row], "int64"),
                    lambda i, lanes: load(x, row, offset + latent + i, lanes=lanes),
                    lambda value, i, lanes: store(kv, value, past + row, 0, latent + i, lanes=lanes))

@@ -17,12 +17,12 @@ from .vector import kernel, over_rows, rows_var, store
 def embedding(tiles: CpuTiles, vocab: int, width: int, weight_format: str, scale: float) -> tvm.tirx.PrimFunc:
     """y[t] = table[ids[t]] * scale.
 
-    Parameters: ids int32 [n]; table [1, vocab, width] stored as ``weight_format``; y f32 [n, width].
+    Parameters: ids int32 [n]; table [vocab, width] stored as ``weight_format``; y f32 [n, width].
     """
     with kernel(__name__) as k:
         n = rows_var()
         ids = k.tensor((n,), "int32")
-        table = matrix(k, tiles, weight_format, (1, vocab, width), tiles.output_tile)
+        table = matrix(k, tiles, weight_format, (vocab, width), tiles.output_tile)
         y = k.tensor((n, width))
 
         def body(row: Any) -> None:

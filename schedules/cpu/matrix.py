@@ -1,22 +1,24 @@
 """How kernels read a packed matrix: one class per family of formats, the same three operations.
 
-``registers`` gives accumulators for a tile of outputs, ``accumulate`` multiplies a tile by the inputs of
-some rows, ``finish`` hands out the valid outputs. Weights become float32 in registers; every output is one
-chain of fma over its inputs, in ascending order.
+``registers`` gives accumulators for a tile of outputs, ``accumulate`` multiplies a tile by some rows of activations,
+``finish`` hands out the valid outputs. Every output is one chain of fma in ascending order: over its inputs where
+weights become float32, over its groups of 32 inputs where integers are multiplied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm.script.ir_builder import tirx as T
 
+from ..activations import LOW_BITS, PLANES
 from ..layout import FLOAT_FORMATS, Q4_BLOCK, Q4_CODE_WORDS, Q4_ZERO, stored_shape, tile_count
 from ..tiles import CpuTiles
-from .vector import Kernel, Register, choose, load, splat, vector
+from .vector import Kernel, Register, choose, const, load, prefetch, splat, vector
 
-Scalar = Callable[[int, Any], Any]  # (row of the register tile, input) -> its value
+if TYPE_CHECKING:
+    from .rows import Row
 
 
 class Matrix:
@@ -34,12 +36,14 @@ class Matrix:
         """Zeroed accumulators [rows][tile / lanes]."""
         return [[Register(self.lanes) for _ in range(self.tile // self.lanes)] for _ in range(rows)]
 
-    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], scalar: Scalar) -> None:
-        """acc[t][j] += sum_i scalar(t, i) * weight[index, i] for the tile at ``index`` (outer axes, tile)."""
+    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row],
+                   ahead: Sequence[Any]) -> None:
+        """acc[t][j] += sum_i rows[t][i] * weight[index, i] for the tile at ``index`` (outer axes, tile). ``ahead``: the
+        tile that will be needed next."""
         raise NotImplementedError
 
     def element(self, row: Any, i: Any) -> Any:
-        """Weight [0, row, i] of a matrix with one outer axis, as a scalar."""
+        """Weight [row, i] of a matrix without outer axes, as a scalar."""
         raise NotImplementedError
 
     def finish(self, registers: list[Register], part: Any, write: Callable[[Any, Any, int], None]) -> None:
@@ -62,10 +66,14 @@ class Matrix:
         else:
             whole(0, len(registers))
 
+    def _fetch(self, ahead: Sequence[Any], step: Any) -> None:
+        """Prefetch what step ``step`` of the tile ``ahead`` reads: a whole tile before its turn."""
+        prefetch(self.buffer, *ahead, step, 0, count=int(self.buffer.shape[-1]))
+
     @staticmethod
-    def _multiply(acc: list[list[Register]], weights: list[Any], scalar: Scalar, i: Any) -> None:
-        for t, registers in enumerate(acc):
-            x = splat(scalar(t, i), registers[0].lanes)
+    def _multiply(acc: list[list[Register]], weights: list[Any], rows: Sequence[Row], i: Any) -> None:
+        for row, registers in zip(rows, acc):
+            x = splat(row.value(i), registers[0].lanes)
             for register, weight in zip(registers, weights):
                 register.fma(x, weight)
 
@@ -73,34 +81,39 @@ class Matrix:
 class FloatMatrix(Matrix):
     """float32 or float16: [..., tiles, inputs, tile]."""
 
-    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], scalar: Scalar) -> None:
+    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row],
+                   ahead: Sequence[Any]) -> None:
         with T.serial(0, self.inputs) as i:
+            self._fetch(ahead, i)
             weights = [load(self.buffer, *index, i, j * self.lanes, lanes=self.lanes) for j in range(len(acc[0]))]
-            self._multiply(acc, weights, scalar, i)
+            self._multiply(acc, weights, rows, i)
 
     def element(self, row: Any, i: Any) -> Any:
-        return load(self.buffer, 0, T.floordiv(row, self.tile), i, T.floormod(row, self.tile), lanes=1)
+        return load(self.buffer, T.floordiv(row, self.tile), i, T.floormod(row, self.tile), lanes=1)
 
 
 class Q4Matrix(Matrix):
     """4-bit codes in blocks of 32 outputs x 32 inputs with a scale per output (layout.pack_q4)."""
 
-    def __init__(self, kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int]) -> None:
-        super().__init__(kernel, tiles, weight_format, shape, Q4_BLOCK, tiles.q4_token_tiles)
+    def __init__(self, kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int],
+                 token_tiles: tuple[int, ...]) -> None:
+        super().__init__(kernel, tiles, weight_format, shape, Q4_BLOCK, token_tiles)
         self._scale_dtype = "float16" if weight_format == "q4f16_1" else "float32"
         self._scales_per_word = 2 if self._scale_dtype == "float16" else 1
 
-    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], scalar: Scalar) -> None:
+    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row],
+                   ahead: Sequence[Any]) -> None:
         whole, rest = divmod(self.inputs, Q4_BLOCK)
         if whole:
             with T.serial(0, whole) as block:
-                self._block(acc, (*index, block), scalar, block * Q4_BLOCK, Q4_BLOCK)
+                self._fetch(ahead, block)
+                self._block(acc, (*index, block), rows, block * Q4_BLOCK, Q4_BLOCK)
         if rest:
-            self._block(acc, (*index, whole), scalar, whole * Q4_BLOCK, rest)
+            self._block(acc, (*index, whole), rows, whole * Q4_BLOCK, rest)
 
     def element(self, row: Any, i: Any) -> Any:
         lane, within = T.floormod(row, Q4_BLOCK), T.floormod(i, Q4_BLOCK)
-        index = 0, T.floordiv(row, Q4_BLOCK), T.floordiv(i, Q4_BLOCK)
+        index = T.floordiv(row, Q4_BLOCK), T.floordiv(i, Q4_BLOCK)
         nibble = T.floormod(within, 8)
         shift = T.floormod(nibble, 4) * 8 + T.floordiv(nibble, 4) * 4
         word = self.buffer[(*index, T.floordiv(within, 8) * Q4_BLOCK + lane)]
@@ -113,14 +126,15 @@ class Q4Matrix(Matrix):
             scale = T.reinterpret("float32", scale)
         return (T.cast(code, "float32") - T.float32(Q4_ZERO)) * scale
 
-    def _block(self, acc: list[list[Register]], index: Sequence[Any], scalar: Scalar, first: Any, inputs: int) -> None:
+    def _block(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row], first: Any,
+               inputs: int) -> None:
         lanes, vectors = self.lanes, range(len(acc[0]))
         scales = [Register(lanes, self._scales(index, j)) for j in vectors]
         for octet in range(-(-inputs // 8)):
             words = [T.bind(self._words(index, octet * Q4_BLOCK + j * lanes, lanes)) for j in vectors]
             for nibble in range(min(8, inputs - octet * 8)):
                 weights = [self._weight(words[j], nibble, scales[j]) for j in vectors]
-                self._multiply(acc, weights, scalar, first + octet * 8 + nibble)
+                self._multiply(acc, weights, rows, first + octet * 8 + nibble)
 
     def _weight(self, words: Any, nibble: int, scale: Register) -> Any:
         shift = nibble % 4 * 8 + nibble // 4 * 4
@@ -139,13 +153,66 @@ class Q4Matrix(Matrix):
         return self.buffer[(*index, T.ramp(start, 1, count))]
 
 
-def matrix(kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int], tile: int) -> Matrix:
-    """Declare the next parameter as a matrix [..., outputs, inputs]; ``tile`` outputs at a time where the format
-    leaves the choice."""
+class Q4CodedMatrix(Q4Matrix):
+    """The same blocks, multiplied as integers by rows of 8-bit codes: an exact int32 sum per plane and group, then
+    acc = fma(sum, weight scale * row scale, acc)."""
+
+    def __init__(self, kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int],
+                 activations: str) -> None:
+        super().__init__(kernel, tiles, weight_format, shape, tiles.coded_token_tiles[PLANES[activations] - 1])
+        self._dot_intrinsic = tiles.dot
+
+    def accumulate(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row],
+                   ahead: Sequence[Any]) -> None:
+        with T.serial(0, tile_count(self.inputs, Q4_BLOCK)) as block:
+            self._fetch(ahead, block)
+            self._coded_block(acc, (*index, block), rows, block)
+
+    def _coded_block(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row], group: Any) -> None:
+        lanes, vectors, planes = self.lanes, range(len(acc[0])), range(rows[0].planes)
+        sums = [[[Register(lanes, T.broadcast(row.zero(group, plane), lanes), "int32") for _ in vectors]
+                 for plane in planes] for row in rows]
+        for octet in range(4):
+            words = [T.bind(self._words(index, octet * Q4_BLOCK + j * lanes, lanes)) for j in vectors]
+            for half in range(2):
+                codes = [T.bind(self._codes(word, 4 * half)) for word in words]
+                for row, row_sums in zip(rows, sums):
+                    for plane in planes:
+                        x = row.codes(group, plane, 2 * octet + half)
+                        for j in vectors:
+                            row_sums[plane][j].set(self._dot(row_sums[plane][j].get(), codes[j], x))
+        scales = [Register(lanes, self._scales(index, j)) for j in vectors]
+        for row, row_sums, registers in zip(rows, sums, acc):
+            scale = splat(row.scale(group), lanes)
+            for j in vectors:
+                total = row_sums[0][j].get()
+                for low in row_sums[1:]:
+                    total = T.shift_left(total, const(LOW_BITS, lanes, "int32")) + low[j].get()
+                registers[j].fma(T.cast(total, vector("float32", lanes)), scales[j].get() * scale)
+
+    def _codes(self, words: Any, shift: int) -> Any:
+        if shift:
+            words = T.shift_right(words, _all(shift, self.lanes))
+        return T.bitwise_and(words, _all(0x0F0F0F0F, self.lanes))
+
+    def _dot(self, total: Any, codes: Any, x: Any) -> Any:
+        """total[v] + the sum over b of byte b of codes[v] times byte b of x."""
+        weight_bytes, x_bytes = (vector(dtype, 4 * self.lanes) for dtype in ("uint8", "int8"))
+        return T.call_llvm_pure_intrin(vector("int32", self.lanes), self._dot_intrinsic, total,
+                                       T.reinterpret(weight_bytes, codes),
+                                       T.reinterpret(x_bytes, T.broadcast(x, self.lanes)))
+
+
+def matrix(kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int], tile: int,
+           activations: str = "f32") -> Matrix:
+    """Declare the next parameter as a matrix [..., outputs, inputs] to multiply with rows of ``activations``;
+    ``tile`` outputs at a time where the format leaves the choice."""
     if weight_format in FLOAT_FORMATS:
         return FloatMatrix(kernel, tiles, weight_format, shape, tile, tiles.token_tiles)
-    return Q4Matrix(kernel, tiles, weight_format, shape)
+    if activations == "f32":
+        return Q4Matrix(kernel, tiles, weight_format, shape, tiles.q4_token_tiles)
+    return Q4CodedMatrix(kernel, tiles, weight_format, shape, activations)
 
 
 def _all(value: int, lanes: int) -> Any:
-    return T.broadcast(T.uint32(value), lanes)
+    return const(value, lanes, "uint32")

@@ -17,6 +17,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 ORIGIN = "blockffn.origin"  # attribute that names the source file of a kernel
+_LINE_BYTES = 64
+_READ, _TO_L2, _DATA = 0, 2, 1  # arguments of llvm.prefetch
 
 
 class Kernel:
@@ -103,8 +105,15 @@ def span(start: Any, lanes: int) -> Any:
 
 
 def splat(value: Any, lanes: int) -> Any:
-    """The same float in every lane."""
-    value = T.float32(value) if isinstance(value, (int, float)) else value
+    """The same float (or expression) in every lane."""
+    if isinstance(value, int | float):
+        return const(value, lanes)
+    return value if lanes == 1 else T.broadcast(value, lanes)
+
+
+def const(value: float, lanes: int, dtype: str = "float32") -> Any:
+    """A constant of ``dtype`` in every lane."""
+    value = tvm.tirx.const(value, dtype)
     return value if lanes == 1 else T.broadcast(value, lanes)
 
 
@@ -121,14 +130,24 @@ def store(buffer: T.Buffer, value: Any, *index: Any, lanes: int) -> None:
     T.buffer_store(buffer, value, [*index[:-1], span(index[-1], lanes)])
 
 
-class Register:
-    """A mutable float32 vector that LLVM keeps in a register."""
+def prefetch(buffer: T.Buffer, *index: Any, count: int) -> None:
+    """Ask for ``count`` consecutive elements, for the second cache level: for streams whose next part lies where the
+    processor's own prefetchers, which stop at every page, do not look. The elements need not exist."""
+    for start in range(0, count, _LINE_BYTES * 8 // tvm.DataType(buffer.dtype).bits):
+        T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[(*index[:-1], index[-1] + start)]),
+                                      T.int32(_READ), T.int32(_TO_L2), T.int32(_DATA)))
 
-    def __init__(self, lanes: int, value: Any = 0.0) -> None:
-        self.lanes = lanes
+
+class Register:
+    """A mutable vector (of float32 unless ``dtype`` says otherwise) that LLVM keeps in a register."""
+
+    def __init__(self, lanes: int, value: Any = 0.0, dtype: str = "float32") -> None:
+        self.lanes, self._dtype = lanes, dtype
         # The default scope becomes a stack slot; "local" would be a heap call on the CPU.
-        self._buffer = T.alloc_buffer((lanes,), "float32")
-        self.set(splat(value, lanes) if isinstance(value, float) else value)
+        self._buffer = T.alloc_buffer((lanes,), dtype)
+        if isinstance(value, int | float):
+            value = const(value, lanes, dtype)
+        self.set(value)
 
     def get(self) -> Any:
         return self._buffer[span(0, self.lanes)]
@@ -160,7 +179,7 @@ class Register:
         part = self
         while part.lanes > 1:
             half = part.lanes // 2
-            part = Register(half, combine(part.part(0, half), part.part(half, half)))
+            part = Register(half, combine(part.part(0, half), part.part(half, half)), self._dtype)
         return part.get()
 
 
@@ -207,7 +226,8 @@ def rsqrt(value: Any) -> Any:
 
 
 _EXP_COEFFICIENTS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
-_ROUND_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the rounded integer in the low mantissa bits
+ROUND_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the rounded integer in the low mantissa bits
+ROUND_MAGIC_BITS = 0x4B400000  # its bits as an integer
 
 
 def exp(x: Any, lanes: int) -> Any:
@@ -216,21 +236,17 @@ def exp(x: Any, lanes: int) -> Any:
     libm's expf would be called lane by lane; this stays in vector registers.
     """
 
-    def const(value: float) -> Any:
-        return splat(value, lanes)
-
-    x = Register(lanes, T.max(T.min(x, const(88.0)), const(-87.0))).get()
-    shifted = Register(lanes, T.fma(x, const(1 / math.log(2)), const(_ROUND_MAGIC))).get()
-    power = shifted - const(_ROUND_MAGIC)
-    r = T.fma(power, const(-0.693359375), x)
-    r = Register(lanes, T.fma(power, const(2.12194440e-4), r)).get()
-    poly = const(_EXP_COEFFICIENTS[0])
+    x = Register(lanes, T.max(T.min(x, splat(88.0, lanes)), splat(-87.0, lanes))).get()
+    shifted = Register(lanes, T.fma(x, splat(1 / math.log(2), lanes), splat(ROUND_MAGIC, lanes))).get()
+    power = shifted - splat(ROUND_MAGIC, lanes)
+    r = T.fma(power, splat(-0.693359375, lanes), x)
+    r = Register(lanes, T.fma(power, splat(2.12194440e-4, lanes), r)).get()
+    poly = splat(_EXP_COEFFICIENTS[0], lanes)
     for coefficient in _EXP_COEFFICIENTS[1:]:
-        poly = T.fma(poly, r, const(coefficient))
-    poly = T.fma(poly, r * r, r) + const(1.0)
+        poly = T.fma(poly, r, splat(coefficient, lanes))
+    poly = T.fma(poly, r * r, r) + splat(1.0, lanes)
     int_type = vector("int32", lanes)
-    shift = T.int32(23) if lanes == 1 else T.broadcast(T.int32(23), lanes)
-    exponent = T.shift_left(T.reinterpret(int_type, shifted), shift)
+    exponent = T.shift_left(T.reinterpret(int_type, shifted), const(23, lanes, "int32"))
     return T.reinterpret(vector("float32", lanes), T.reinterpret(int_type, poly) + exponent)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,10 @@ import build as command
 from blockffn_mlc import builder, staging
 from runtime_py.weights import load_weights
 from schedules.layout import unpack_rows
+from targets import find_target
 
 ROOT = Path(__file__).resolve().parents[2]
+x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
 
 
 def build(*arguments, check=True):
@@ -63,6 +66,7 @@ def test_the_artifact_has_mlcs_layout(artifact):
     assert not list(out.parent.glob("*.partial")) and not list(out.rglob("*.tmp"))
     config = json.loads((out / "mlc-chat-config.json").read_text())
     assert (out / config["blockffn"]["library"]).is_file()
+    assert config["blockffn"]["activations"] == summary["activations"] == "f32"
     assert config["model_config"]["vocab_size"] == config["vocab_size"] == MLA.vocab_size
     assert config["conv_template"]["system_prefix_token_ids"] == [MLA.bos_token_id]
     for shard in json.loads((out / "tensor-cache.json").read_text())["records"]:
@@ -270,6 +274,7 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     (["--context-window", "99999999"], 1, ["--context-window", "max_position_embeddings"]),
     (["--prefill-chunk", "100000"], 1, ["--prefill-chunk", "context window"]),
     (["--jobs", "0"], 2, ["--jobs"]),
+    (["--activations", "int4"], 2, ["--activations", "int8x2"]),
     (["--no-such-option"], 2, ["--no-such-option"]),
 ])
 def test_bad_options_get_one_sentence(arguments, code, words, checkpoint):
@@ -277,6 +282,32 @@ def test_bad_options_get_one_sentence(arguments, code, words, checkpoint):
     result = build(*model, *arguments, "--dry-run", check=False)
     assert result.returncode == code and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+@x86
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--quantization", "q0f16", "--activations", "int8"], ["--activations int8", "q0f16", "not 4-bit", "choose f32"]),
+    (["--quantization", "q4f16_1", "--cpu", "haswell", "--activations", "int8x2"],
+     ["--activations int8x2", "haswell", "dot products of bytes", "choose f32"])])
+def test_activations_without_kernels_get_one_sentence(arguments, words, checkpoint):
+    result = build("--model", checkpoint, *arguments, "--dry-run", check=False)
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert result.returncode == 1 and all(word in error for word in words), result.stderr
+    assert "Traceback" not in result.stderr and not result.stdout
+
+
+@x86
+@pytest.mark.parametrize(("quantization", "cpu", "given", "expected"), [
+    ("q4f16_1", "cascadelake", None, "int8"), ("q4f32_1", "alderlake", None, "int8"),
+    ("q4f16_1", "haswell", None, "f32"), ("q0f16", "cascadelake", None, "f32"),
+    ("q4f16_1", "cascadelake", "int8x2", "int8x2"), ("q4f16_1", "cascadelake", "f32", "f32"),
+    ("q0f32", "haswell", "f32", "f32")])
+def test_the_choice_of_activations(checkpoint, quantization, cpu, given, expected):
+    options = ["--activations", given] if given else []
+    result = build("--model", checkpoint, "--quantization", quantization, "--cpu", cpu, *options, "--dry-run", "--json")
+    assert json.loads(result.stdout)["activations"] == expected
+    plan = builder.make_plan(MLA, find_target("cpu", cpu), quantization, activation_format=given)
+    assert plan.chat["blockffn"]["activations"] == expected
 
 
 def test_a_folder_that_is_no_artifact_is_not_overwritten(checkpoint, tmp_path):

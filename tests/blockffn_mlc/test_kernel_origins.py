@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tvm
 from checkpoints import GQA, MLA
+from machine import few_token_tiles
 from tvm import relax
 
 from blockffn_mlc.builder import make_plan
@@ -24,15 +25,21 @@ CONFIGS = {
 }
 
 
-@pytest.fixture(scope="module", params=[(name, q) for name in CONFIGS for q in ("q0f32", "q0f16")], ids="-".join)
+PLANS = [(name, quantization) for name in CONFIGS for quantization in ("q0f32", "q0f16")] + [
+    ("mla", "q4f16_1"), ("gqa", "q4f16_1")]
+
+
+@pytest.fixture(scope="module", params=PLANS, ids="-".join)
 def plan(request):
+    """With the default activations: codes for 4-bit weights where this machine can multiply them."""
     name, quantization = request.param
-    return make_plan(CONFIGS[name], cpu_target(), quantization, 128, 64)
+    return make_plan(CONFIGS[name], few_token_tiles(cpu_target()), quantization, 128, 64)
 
 
 def test_every_kernel_names_its_source(plan):
     kernels = plan.graph.kernels()
     assert {"attention", "sparse_up", "sparse_down", "union", "router", "embedding"} <= set(kernels)
+    assert ("encode" in kernels) == (plan.build.activations != "f32")
     for name, func in kernels.items():
         assert ORIGIN in func.attrs, f"{name} was not written by hand"
         module = str(func.attrs[ORIGIN])

@@ -1,13 +1,37 @@
-"""4-bit builds of whole models: exact arithmetic on the dequantised weights, and bitwise invariance."""
+"""4-bit builds of whole models: exact arithmetic on the dequantised weights, and on activations rounded to codes."""
+
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from compiled import GOLDEN, GOLDEN_NAMES, golden_expected, golden_model, nmse, oracle, same_bits, tree_around
+from checkpoints import MLA
+from coded_reference import REFERENCES
+from compiled import (
+    GOLDEN,
+    SLOTS,
+    compile_model,
+    golden_expected,
+    golden_model,
+    nmse,
+    oracle,
+    same_bits,
+    tree_around,
+)
+from machine import skip_unless_it_can_run
+from tokenizers import Tokenizer
 
 from blockffn_mlc.checkpoint import open_checkpoint
+from blockffn_mlc.random_model import RandomCheckpoint
+from runtime_py.engine import perplexity, token_log_probs
 from schedules import q4
 
-FORMATS = ("q4f16_1", "q4f32_1")
+DEMO = Path(__file__).parents[2] / "blockffn_mlc" / "demo"
+PLAIN = [("mla_block", "q4f16_1"), ("gqa_block_linear", "q4f32_1")]
+CODED = [("mla_block", "q4f16_1", "int8"), ("mla_block", "q4f32_1", "int8x2"),
+         ("gqa_block_linear", "q4f16_1", "int8")]
+EDGES = {"int8": 1e-6, "int8x2": 0.5}  # share of the rounding error that edges between codes may cause
+ROUNDING = {"int8": 1e-2, "int8x2": 1e-5}  # NMSE of logits
 MODEL_DTYPE = {"q4f16_1": "float16", "q4f32_1": "float32"}
 
 
@@ -33,21 +57,19 @@ class Dequantised:
         return q4.dequantize(*q4.quantize(np.ascontiguousarray(weight), self.weight_format))
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
+@pytest.mark.parametrize("name, weight_format", PLAIN)
 def test_logits_equal_the_oracle_on_dequantised_weights(name, weight_format):
     ids = golden_expected(name)["ids"]
     source = Dequantised(open_checkpoint(GOLDEN / name), weight_format)
-    expected_logits, expected_scores = oracle(source, ids, "float32", half_cache=True)
+    expected_logits, expected_scores = oracle(source, ids, reference=REFERENCES["f32"])
     logits, scores, _ = golden_model(name, weight_format).chunks(ids, [64])
     assert nmse(logits, expected_logits) <= 1e-7
     assert nmse(scores, expected_scores) <= 1e-7
 
 
-@pytest.mark.parametrize("weight_format", FORMATS)
-@pytest.mark.parametrize("name", GOLDEN_NAMES)
-def test_bits_do_not_depend_on_chunks_or_trees(name, weight_format):
-    model, ids = golden_model(name, weight_format), golden_expected(name)["ids"]
+@pytest.mark.parametrize("name, weight_format, mode", [(*names, "f32") for names in PLAIN] + CODED)
+def test_bits_do_not_depend_on_chunks_or_trees(name, weight_format, mode):
+    model, ids = golden_model(name, weight_format, mode), golden_expected(name)["ids"]
     logits, scores, _ = model.chunks(ids, [64])
     for sizes in ([1], [2], [3], [7], [8], [9, 31]):
         other_logits, other_scores, _ = model.chunks(ids, sizes)
@@ -58,3 +80,64 @@ def test_bits_do_not_depend_on_chunks_or_trees(name, weight_format):
     assert same_bits(tree_logits[path], logits[20:30])
     dense = model.chunk(ids, 0, model.new_caches(), dense=True)[0]
     assert same_bits(dense, logits)
+
+
+def check_roundings(model, source, texts, mode):
+    """In short texts few tokens meet (or attend to) a value on the edge between two codes or two cached numbers: the
+    others are the oracle's. 128 times finer codes have 128 times as many edges."""
+    errors, roundings = [], []
+    for text in texts:
+        exact, rounded = (oracle(source, text, reference=REFERENCES[kind])[0] for kind in ("f32", mode))
+        errors += map(nmse, model.chunks(text, [6])[0], rounded)
+        roundings += map(nmse, rounded, exact)
+    assert np.median(errors) <= EDGES[mode] * np.median(roundings)
+
+
+@pytest.mark.parametrize("name, weight_format, mode", CODED)
+def test_activations_are_rounded_where_the_oracle_rounds_them(name, weight_format, mode):
+    source = Dequantised(open_checkpoint(GOLDEN / name), weight_format)
+    model = golden_model(name, weight_format, mode)
+    check_roundings(model, source, golden_expected(name)["ids"].reshape(-1, 6), mode)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(norm_after_router="sum", num_experts=3, expert_size=40, q_lora_rank=21, kv_lora_rank=13, qk_nope_head_dim=37,
+         qk_rope_head_dim=6, attention_bias=True, tie_word_embeddings=True, vocab_size=97)], ids=["odd sizes"])
+def test_variants_in_codes(changes):
+    skip_unless_it_can_run("int8")
+    checkpoint = RandomCheckpoint(replace(MLA, **changes), "odd")
+    model = compile_model(checkpoint, "q4f16_1", "int8")
+    ids = np.random.default_rng(0).integers(0, model.vocab, 48)
+    check_roundings(model, Dequantised(checkpoint, "q4f16_1"), ids.reshape(-1, 6), "int8")
+    logits, scores, _ = model.chunks(ids, [48])
+    for other in (model.chunks(ids, [7, 1, 3])[:2], model.chunk(ids, 0, model.new_caches(), dense=True)):
+        assert same_bits(other[0], logits) and same_bits(other[1], scores)
+
+
+@pytest.mark.parametrize("name, weight_format, mode", CODED)
+def test_codes_cost_what_rounding_costs(name, weight_format, mode):
+    """Against float32 activations the build is about as far away as the oracle that rounds. Random weights amplify
+    what a trained model does not."""
+    ids = golden_expected(name)["ids"]
+    source = Dequantised(open_checkpoint(GOLDEN / name), weight_format)
+    logits = golden_model(name, weight_format, mode).chunks(ids, [64])[0]
+    exact, rounded = (oracle(source, ids, reference=REFERENCES[kind])[0] for kind in ("f32", mode))
+    assert 0 < nmse(logits, exact) <= 2 * nmse(rounded, exact) <= 2 * ROUNDING[mode]
+
+
+@pytest.mark.parametrize("mode, limit", [("int8", 2e-3), ("int8x2", 1e-7)])
+def test_codes_do_not_hurt_the_demo_model(mode, limit):
+    """Logits and perplexity of held-out text, against float32 activations with the same weights."""
+    skip_unless_it_can_run(mode)
+    source = open_checkpoint(DEMO)
+    model = compile_model(source, "q4f16_1", mode)
+    ids = np.array(Tokenizer.from_file(str(DEMO / "tokenizer.json")).encode((DEMO / "heldout.txt").read_text()).ids)
+    texts = ids[:4 * SLOTS].reshape(4, SLOTS)
+    logits = np.concatenate([model.chunks(text, [96])[0] for text in texts])
+    exact = np.concatenate([oracle(Dequantised(source, "q4f16_1"), text, reference=REFERENCES["f32"])[0]
+                            for text in texts])
+    assert nmse(logits, exact) <= limit
+    measured, expected = (perplexity(np.concatenate([token_log_probs(text_logits[:-1], text[1:]) for text_logits, text
+                                                     in zip(all_logits.reshape(4, SLOTS, -1), texts)]))
+                          for all_logits in (logits, exact))
+    assert abs(measured / expected - 1) <= 0.005

@@ -255,6 +255,9 @@ def test_a_processor_without_the_vector_unit_is_refused(monkeypatch):
     machine = HOST.split()[0]
     assert "lacks avx512bw, avx512dq, avx512f" in refusal(check_host, f"{machine} znver4, avx512", "x")
     assert "lacks bmi2, f16c, fma" in refusal(check_host, f"{machine} haswell, avx2", "x")
+    assert "lacks avx_vnni, bmi2, f16c, fma" in refusal(check_host, f"{machine} alderlake, avxvnni", "x")
+    assert "lacks asimddp" in refusal(check_host, f"{machine} neoverse-n1, dotprod", "x")
+    assert "avx512_vnni" in refusal(check_host, f"{machine} znver4, avx512vnni", "x")
     check_host(f"{machine} generic, sse", "x")
     monkeypatch.setattr("runtime_py.host._cpu_flags", set)
     check_host(f"{machine} znver4, avx512", "x")

@@ -16,6 +16,7 @@ from runtime_py.bench.replay import Replay, causal_arguments
 from runtime_py.bench.work import Routing, WorkCounter
 from runtime_py.bench.worker import DENSE, SPARSE, Case, Setup, Worker
 from runtime_py.engine import Engine
+from schedules.activations import activation_shape
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = [("mla_block", "q0f32"), ("gqa_block_linear", "q4f16_1")]
@@ -29,6 +30,12 @@ def folder(request, tmp_path_factory):
     assert compiler.main(["--model", str(ROOT / "tests" / "golden" / name), "--quantization", quantization,
                           "-o", str(folder), "-q"]) == 0
     return folder
+
+
+def activation_bytes(engine, width):
+    """Bytes of one row of activations for a matrix."""
+    shape, dtype = activation_shape(engine.artifact.chat_config["blockffn"]["activations"], (width,))
+    return int(np.prod(shape)) * np.dtype(dtype).itemsize
 
 
 @pytest.fixture(scope="module")
@@ -116,8 +123,9 @@ def test_bytes_of_experts_follow_the_union(worker):
         return sum(kernel.nbytes for kernel in sample.kernels.values() if kernel.experts)
 
     config, mapped = worker.engine.artifact.config, worker.engine.artifact.weights
-    experts = sum(weight.nbytes for weight in mapped.values() if weight.ndim > 2 and len(weight) == config.num_experts)
-    activations = 4 * config.num_hidden_layers * config.num_experts * 2 * config.expert_size  # written and read
+    experts = sum(weight.nbytes for weight in mapped.values() if weight.ndim > 3 and len(weight) == config.num_experts)
+    per_expert = activation_bytes(worker.engine, config.expert_size)
+    activations = config.num_hidden_layers * config.num_experts * 2 * per_expert  # written and read
     assert weights_read(1) - weights_read(0) == experts + activations
 
 
@@ -151,18 +159,21 @@ def test_work_of_single_calls(engine, description):
     work = dict(zip((call.results or call.in_place for call in calls.calls),
                     counter.count([Routing(4, 6)] * config.num_hidden_layers)))
     by_kernel = {call.kernel: work[call.results or call.in_place] for call in calls.calls}
-    embedding, head, router = by_kernel["embedding"], work[calls.logits,], by_kernel["router_proj"]
+    embedding, head, router = by_kernel["embedding"], work[calls.logits,], by_kernel["router"]
     hidden, vocab = config.hidden_size, config.vocab_size
     table = weights[next(name for name in calls.calls[-1].inputs if name in weights)].nbytes
     assert (embedding.nbytes, embedding.operations) == (4 * n + 4 * n * hidden, 0)
-    assert (head.nbytes, head.operations) == (table + 4 * 2 * (hidden + vocab), 2 * 2 * hidden * vocab)
+    assert (head.nbytes, head.operations) == (
+        table + 2 * (activation_bytes(engine, hidden) + 4 * vocab), 2 * 2 * hidden * vocab)
     assert router.operations == 2 * n * hidden * config.num_experts
     visible = sum(range(DEPTH + 1, DEPTH + n + 1))
+    heads, projected = config.num_attention_heads, 0
     if config.is_mla:
-        per_row = config.num_attention_heads * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
+        per_row = heads * (2 * config.kv_lora_rank + config.qk_rope_head_dim)
+        projected = n * heads * config.kv_lora_rank * config.head_dim
     else:
-        per_row = config.num_attention_heads * 2 * config.head_dim
-    assert by_kernel["attention"].operations == 2 * visible * per_row
+        per_row = heads * 2 * config.head_dim
+    assert by_kernel["attention"].operations == 2 * (visible * per_row + projected)
 
 
 def test_the_measuring_process_needs_neither_torch_nor_the_compiler(folder):

@@ -4,50 +4,69 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from tvm.target import codegen
+from machine import few_token_tiles
 
-from schedules import cpu, q4
-from schedules.layout import FLOAT_FORMATS, pack_rows
+from blockffn_mlc.target import Target
+from runtime_py.host import missing_flags
+from schedules import activations, cpu, q4
+from schedules.cpu import vector
+from schedules.layout import FLOAT_FORMATS, Q4_FORMATS, pack_rows
 from schedules.tiles import CPU_TILES
 from targets.cpu import cpu_target
 
 # A processor for each row of the tile table; the row of this machine is tested with its own.
-CPU_NAMES = {"x86_64": {"avx512": "skylake-avx512", "avx2": "haswell", "sse": "x86-64-v2"},
-             "aarch64": {"neon": "generic"}}
-FAMILIES = list(CPU_NAMES.get(platform.machine(), {"native": "native"}))
+CPU_NAMES = {
+    "x86_64": {"avx512vnni": "cascadelake", "avxvnni": "alderlake", "avx512": "skylake-avx512", "avx2": "haswell",
+               "sse": "x86-64-v2"},
+}.get(platform.machine(), {"dotprod": "neoverse-n1", "neon": "generic"})
+FAMILIES = [name for name in CPU_NAMES if not CPU_TILES[name].dot]
+DOT_FAMILIES = [name for name in CPU_NAMES if CPU_TILES[name].dot]
+CODED = [mode for mode in activations.ACTIVATIONS if mode != "f32"]
 DTYPES = ("float32", "float16")
-WEIGHT_FORMATS = cpu.FORMATS
-TOKENS = (1, 2, 3, 4, 5, 7, 8, 9, 31, 32, 33, 63, 64, 65, 130)
+TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130)
 MAX_TOKENS = TOKENS[-1]
 GUARD = 256  # bytes on either side of a tensor
 EXACT = 1e-12  # NMSE of float32 arithmetic against float64
 
 
+class Kind(NamedTuple):
+    """What a kernel with a matrix is compiled for."""
+
+    target: Target
+    weight_format: str
+    activations: str
+
+
+# Where bytes can be multiplied, kernels for float32 activations are those of the row without.
+KINDS = ([(family, weight_format, "f32") for family in FAMILIES for weight_format in cpu.FORMATS]
+         + [(family, weight_format, mode) for family in DOT_FAMILIES for weight_format in Q4_FORMATS
+            for mode in CODED])
+
+
 @cache
-def family_target(family: str):
+def family_target(family: str) -> Target:
     """The target of a row of the tile table; skips where this machine cannot run it."""
     native = cpu_target()
-    if native.tiles == CPU_TILES.get(family, native.tiles):
+    plain = replace(native.tiles, dot="", coded_token_tiles=())
+    if CPU_TILES[family] in (native.tiles, plain):
         return native
-    target = cpu_target(CPU_NAMES[platform.machine()][family])
-    missing = _INSTRUCTIONS & (_features(target) - _features(native))
+    missing = missing_flags(family)
     if missing:
         pytest.skip(f"{family}: this machine lacks {', '.join(sorted(missing))}")
-    return target
+    return cpu_target(CPU_NAMES[family])
 
 
-# The other features that LLVM lists for a processor are tuning flags.
-_INSTRUCTIONS = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx2", "fma", "f16c", "sse4.2"}
-
-
-def _features(target) -> set[str]:
-    return {str(feature) for feature in codegen.llvm_get_cpu_features(target.tvm_target)}
+def kind_of(family: str, weight_format: str, mode: str) -> Kind:
+    """As ``Kind``, by the name of a row of the tile table."""
+    return Kind(few_token_tiles(family_target(family)), weight_format, mode)
 
 
 def module_of(func: tvm.tirx.PrimFunc) -> tvm.IRModule:
@@ -65,6 +84,11 @@ class Out:
     def __init__(self, shape: Sequence[int], dtype: str = "float32", partial: bool = False) -> None:
         self.shape, self.dtype, self.partial = tuple(shape), dtype, partial
 
+    @staticmethod
+    def poison(dtype: str) -> np.uint32:
+        """Four bytes of an output that was never written: NaN, or a huge integer."""
+        return np.uint32(0x01010101 * _poison(np.dtype(dtype)))
+
 
 class InOut:
     """A tensor that the kernel changes in place."""
@@ -73,13 +97,17 @@ class InOut:
         self.value = value
 
 
+def _poison(dtype: np.dtype) -> int:
+    return 0xFF if dtype.kind == "f" else 0x5A
+
+
 class Guarded:
     """A tensor in the middle of poisoned memory, at a multiple of 64 bytes: floats are NaN, integers huge."""
 
     def __init__(self, shape: Sequence[int], dtype: str) -> None:
         dtype = np.dtype(dtype)
         nbytes = int(np.prod(shape)) * dtype.itemsize
-        self._poison = 0xFF if dtype.kind == "f" else 0x5A
+        self._poison = _poison(dtype)
         memory = np.full(2 * GUARD + nbytes + 64, self._poison, np.uint8)
         start = GUARD + -(memory.ctypes.data + GUARD) % 64
         self._before, self._after = memory[:start], memory[start + nbytes:]
@@ -160,6 +188,26 @@ def stored_matrix(rng: np.random.Generator, weight_format: str, tile: int,
         return weight, pack_rows(weight, tile, weight_format)
     codes, scales = q4.quantize(normal(rng, *shape), weight_format)
     return q4.dequantize(codes, scales), q4.pack(codes, scales)
+
+
+def handed_on(x: np.ndarray, mode: str) -> tuple[np.ndarray, np.ndarray]:
+    """Activations as kernels hand them on, and the values that they stand for."""
+    records = activations.encode(x, mode)
+    return records, activations.decode(records, mode, x.shape[-1])
+
+
+def out_rows(mode: str, *shape: int, partial: bool = False) -> Out:
+    """An output for activations [..., width]."""
+    return Out(*activations.activation_shape(mode, shape), partial=partial)
+
+
+def elementwise(target: Target, count: int, function: Callable) -> tvm.tirx.PrimFunc:
+    """A kernel y[i] = function(x[i], lanes) over ``count`` floats."""
+    with vector.kernel(__name__) as k:
+        x, y = k.tensor((count,)), k.tensor((count,))
+        vector.for_lanes(count, target.tiles.lanes, lambda i, lanes: vector.store(
+            y, function(vector.load(x, i, lanes=lanes), lanes), i, lanes=lanes))
+    return k.func
 
 
 def poison(packed: np.ndarray, index: object) -> None:

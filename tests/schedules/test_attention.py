@@ -1,12 +1,14 @@
 """Attention kernel: causal chunks and trees over the cache."""
 
+from copy import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
-from harness import DTYPES, EXACT, MAX_TOKENS, TOKENS, Out, check_rows, nmse, normal, run, same_bits
+from harness import DTYPES, EXACT, MAX_TOKENS, TOKENS, Out, check_rows, nmse, normal, run, same_bits, stored_matrix
 
-from schedules import cpu, twins
+from schedules import activations, cpu, twins
 from schedules.tiles import MAX_TREE_NODES
 
 SLOTS, PAST = 200, 40
@@ -26,9 +28,10 @@ class Case:
     def __init__(self, target, rng, shape, dtype, **tiles):
         self.target, self.scale = target, 0.3
         self.heads, kv_heads, self.key_dim, offset, self.value_dim, width = SHAPES[shape]
-        self.func = cpu.attention(replace(target.tiles, **tiles), self.heads, kv_heads, SLOTS, key_dim=self.key_dim,
-                                  value_offset=offset, value_dim=self.value_dim, width=width, scale=self.scale,
-                                  cache_dtype=dtype)
+        self.kernel = partial(cpu.attention, replace(target.tiles, **tiles), self.heads, kv_heads, SLOTS,
+                              key_dim=self.key_dim, value_offset=offset, value_dim=self.value_dim, width=width,
+                              scale=self.scale, cache_dtype=dtype)
+        self.func, self.v_up, self.out_dim = self.kernel(), [], self.value_dim
         self.q = normal(rng, MAX_TOKENS, self.heads, self.key_dim)
         self.kv = normal(rng, SLOTS, kv_heads, width, dtype=dtype)
         self.keys = self.kv[..., :self.key_dim].copy()
@@ -36,7 +39,14 @@ class Case:
 
     def __call__(self, n, visible, ancestors, past):
         return run(self.func, self.target, self.q[:n], self.kv, visible[:n].astype("int32"),
-                   ancestors[:n], past, Out((n, self.heads * self.value_dim)))
+                   ancestors[:n], past, *self.v_up, Out((n, self.heads * self.out_dim)))
+
+    def with_v_up(self, packed, v_dim, weight_format, mode):
+        """The same case with the value projection ``packed`` behind it."""
+        other = copy(self)
+        other.func = self.kernel(v_dim=v_dim, weight_format=weight_format, activations=mode)
+        other.v_up, other.out_dim = [packed], v_dim
+        return other
 
     def expected(self, n, visible, ancestors, past):
         seen = twins.seen_slots(visible[:n], ancestors[:n], past, SLOTS)
@@ -50,6 +60,25 @@ class Case:
 @pytest.fixture(params=[(shape, dtype) for shape in SHAPES for dtype in DTYPES], ids="-".join)
 def case(request, target, rng):
     return Case(target, rng, *request.param)
+
+
+@pytest.mark.parametrize("shape, v_dim", [("odd mla", 33)])
+def test_value_projection(kind, rng, shape, v_dim):
+    """v_up of each head's values: the fused kernel equals its parts, and they equal the equations."""
+    target, weight_format, mode = kind
+    plain = Case(target, rng, shape, "float16")
+    heads, latent = plain.heads, plain.value_dim
+    w, packed = stored_matrix(rng, weight_format, target.tiles.output_tile, heads, v_dim, latent)
+    case = plain.with_v_up(packed, v_dim, weight_format, mode)
+    visible, ancestors = PAST + 1 + np.arange(MAX_TOKENS), no_ancestors(MAX_TOKENS)
+    mix = plain(MAX_TOKENS, visible, ancestors, PAST).reshape(MAX_TOKENS, heads, latent)
+    linear = cpu.linear(target.tiles, latent, v_dim, weight_format, mode)
+    parts = np.concatenate([run(linear, target, activations.encode(mix[:, head], mode), packed[head],
+                                Out((MAX_TOKENS, v_dim))) for head in range(heads)], axis=1)
+    check_rows(lambda n: case(n, visible, ancestors, PAST), parts, tolerance=0.0)
+    if mode == "f32":
+        seen = twins.seen_slots(visible, ancestors, PAST, SLOTS)
+        assert nmse(parts, twins.attention(plain.q, plain.keys, plain.values, seen, plain.scale, w)) <= EXACT
 
 
 def no_ancestors(n):

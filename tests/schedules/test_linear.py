@@ -1,51 +1,56 @@
-"""Linear kernel: ragged outputs, groups, bias, residual."""
+"""Linear kernel: ragged inputs and outputs, bias, residual."""
 
 import numpy as np
 import pytest
-from harness import MAX_TOKENS, WEIGHT_FORMATS, Out, check_rows, normal, poison, run, stored_matrix
+from harness import MAX_TOKENS, Out, check_rows, handed_on, normal, poison, run, stored_matrix
 
-from schedules import cpu, twins
+from schedules import cpu, q4, twins
 
 CASES = {
     "one output": dict(inputs=32, outputs=1),
     "ragged": dict(inputs=96, outputs=45, bias_dtype="float16"),
     "several tiles": dict(inputs=33, outputs=97, bias_dtype="float16", residual_scale=0.7),
     "whole tiles": dict(inputs=32, outputs=128, residual_scale=-1.4),
-    "groups": dict(inputs=24, outputs=20, groups=3),
-    "strided groups": dict(inputs=16, outputs=32, groups=2, group_stride=23, x_width=50, bias_dtype="float16"),
+    "few inputs": dict(inputs=5, outputs=20),
 }
 
 
-@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 @pytest.mark.parametrize("case", CASES)
-def test_linear(target, rng, case, weight_format):
+def test_linear(kind, rng, case):
     options = dict(CASES[case])
-    inputs, outputs = options.pop("inputs"), options.pop("outputs")
-    groups, stride = options.get("groups", 1), options.get("group_stride", inputs)
-    scale = options.get("residual_scale")
-    func = cpu.linear(target.tiles, inputs, outputs, weight_format, **options)
-    x = normal(rng, MAX_TOKENS, options.get("x_width", groups * stride))
-    w, packed = stored_matrix(rng, weight_format, target.tiles.output_tile, groups, outputs, inputs)
-    bias = normal(rng, groups * outputs, dtype="float16") if options.get("bias_dtype") else None
-    residual = None if scale is None else normal(rng, MAX_TOKENS, groups * outputs)
-
-    columns = np.stack([x[:, g * stride:g * stride + inputs] for g in range(groups)], axis=1)
-    expected = twins.linear(columns, w, bias)
+    inputs, outputs, scale = options.pop("inputs"), options.pop("outputs"), options.get("residual_scale")
+    func = cpu.linear(kind.target.tiles, inputs, outputs, kind.weight_format, kind.activations, **options)
+    x, values = handed_on(normal(rng, MAX_TOKENS, inputs), kind.activations)
+    w, packed = stored_matrix(rng, kind.weight_format, kind.target.tiles.output_tile, outputs, inputs)
+    bias = normal(rng, outputs, dtype="float16") if options.get("bias_dtype") else None
+    residual = None if scale is None else normal(rng, MAX_TOKENS, outputs)
+    expected = twins.linear(values, w, bias)
     if scale is not None:
         expected = residual + scale * expected
 
     def kernel(n):
         optional = [a for a in (bias, None if residual is None else residual[:n]) if a is not None]
-        return run(func, target, x[:n], packed, *optional, Out((n, groups * outputs)))
+        return run(func, kind.target, x[:n], packed, *optional, Out((n, outputs)))
 
     check_rows(kernel, expected)
+
+
+def test_largest_codes_do_not_overflow(coded):
+    """Every code and every weight at its largest, of either sign."""
+    target, mode = coded
+    inputs = 4096
+    x, values = handed_on(np.repeat(np.float32([[1.0], [-1.0]]), inputs, axis=1), mode)
+    w = np.repeat(np.float32([[1.0], [-1.0]]), 16, axis=0) * np.ones(inputs, "float32")
+    packed = q4.store(w, "q4f32_1")
+    y = run(cpu.linear(target.tiles, inputs, 32, "q4f32_1", mode), target, x, packed, Out((2, 32)))
+    np.testing.assert_allclose(y, twins.linear(values, w), rtol=1e-5)
 
 
 def test_padding_rows_do_not_reach_the_output(target, rng):
     """Garbage in the padding of the last weight tile stays there."""
     func = cpu.linear(target.tiles, 32, 45)
     x = normal(rng, 5, 32)
-    _, packed = stored_matrix(rng, "float32", target.tiles.output_tile, 1, 45, 32)
+    _, packed = stored_matrix(rng, "float32", target.tiles.output_tile, 45, 32)
     clean = run(func, target, x, packed, Out((5, 45)))
-    poison(packed, np.s_[:, -1, :, 45 % target.tiles.output_tile:])
+    poison(packed, np.s_[-1, :, 45 % target.tiles.output_tile:])
     assert np.array_equal(run(func, target, x, packed, Out((5, 45))), clean)

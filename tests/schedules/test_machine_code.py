@@ -1,7 +1,7 @@
 """Every kernel compiles for every vector unit, into vector instructions without calls to a maths library."""
 
 import re
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import tvm
@@ -11,53 +11,76 @@ from schedules import cpu
 from schedules.tiles import CPU_TILES
 
 TARGETS = {
+    "avx512vnni": {"mtriple": "x86_64-linux-gnu", "mcpu": "cascadelake", "mattr": ["-prefer-256-bit"]},
+    "avxvnni": {"mtriple": "x86_64-linux-gnu", "mcpu": "alderlake"},
     "avx512": {"mtriple": "x86_64-linux-gnu", "mcpu": "skylake-avx512", "mattr": ["-prefer-256-bit"]},
     "avx2": {"mtriple": "x86_64-linux-gnu", "mcpu": "haswell"},
     "sse": {"mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v2"},
+    "dotprod": {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon", "+dotprod"]},
     "neon": {"mtriple": "aarch64-linux-gnu", "mattr": ["+neon"]},
 }
 # A multiply-add over a whole register (SSE has no fused one).
-MULTIPLY_ADD = {"avx512": r"vfmadd\w+ps\s.*%zmm", "avx2": r"vfmadd\w+ps\s.*%ymm", "sse": r"mulps\s.*%xmm",
-                "neon": r"fml[as]\s+v\d+\.4s"}
+_ZMM, _YMM, _NEON = r"vfmadd\w+ps\s.*%zmm", r"vfmadd\w+ps\s.*%ymm", r"fml[as]\s+v\d+\.4s"
+MULTIPLY_ADD = {"avx512vnni": _ZMM, "avx512": _ZMM, "avxvnni": _YMM, "avx2": _YMM, "sse": r"mulps\s.*%xmm",
+                "dotprod": _NEON, "neon": _NEON}
+# Four products of bytes added to each lane of a whole register.
+DOT = {"avx512vnni": r"vpdpbusd\s.*%zmm", "avxvnni": r"vpdpbusd\s.*%ymm", "dotprod": r"sdot\s+v\d+\.4s"}
 LIBRARY_CALL = re.compile(r"\b(?:expf|fmaf|fma|sqrtf|powf|fmaxf|fminf|floorf|roundf)\b")
+# By tiles, dtype (of weights without a 4-bit format, and of the cache) and activations.
 KERNELS = {
-    "append_heads": lambda t, d: cpu.append_heads(t, 64, 2, 64, 64, x_width=512, offset=256, cache_dtype=d),
-    "append_latent": lambda t, d: cpu.append_latent(t, 64, 64, 64, 64, 1e-6, x_width=224, offset=96, dtype=d,
-                                                    cache_dtype=d),
-    "attention": lambda t, d: cpu.attention(t, 4, 2, 64, key_dim=64, value_offset=64, value_dim=64, width=128,
-                                            scale=0.1, cache_dtype=d),
-    "commit": lambda t, d: cpu.commit(t, 64, 2, 128, d),
-    "embedding": lambda t, d: cpu.embedding(t, 97, 64, d, 12.0),
-    "linear": lambda t, d: cpu.linear(t, 96, 97, d, bias_dtype=d, residual_scale=0.5),
-    "rms_norm": lambda t, d: cpu.rms_norm(t, 96, 1e-5, d),
-    "rope_query": lambda t, d: cpu.rope_query(t, 2, 64, 64, x_width=384, stride=192, offset=128, latent=64),
-    "router": lambda t, d: cpu.router(t, 40, "rms", 1e-5, 1.0, d),
-    "sparse_down": lambda t, d: cpu.sparse_down(t, 20, 96, 64, d, 0.5),
-    "sparse_up": lambda t, d: cpu.sparse_up(t, 20, 96, 64, d),
-    "union": lambda t, d: cpu.union(20),
+    "append_heads": lambda t, d, a: cpu.append_heads(t, 64, 2, 64, 64, x_width=512, offset=256, cache_dtype=d),
+    "append_latent": lambda t, d, a: cpu.append_latent(t, 64, 64, 64, 64, 1e-6, x_width=224, offset=96, dtype=d,
+                                                       cache_dtype=d),
+    "attention": lambda t, d, a: cpu.attention(t, 4, 2, 64, key_dim=64, value_offset=64, value_dim=64, width=128,
+                                               scale=0.1, cache_dtype=d),
+    "commit": lambda t, d, a: cpu.commit(t, 64, 2, 128, d),
+    "embedding": lambda t, d, a: cpu.embedding(t, 97, 64, d, 12.0),
+    "encode": lambda t, d, a: cpu.encode(t, 96, a),
+    "latent_query": lambda t, d, a: cpu.latent_query(t, 2, 96, 64, 32, 64, 64, _format(d, a), a),
+    "linear": lambda t, d, a: cpu.linear(t, 96, 97, _format(d, a), a, bias_dtype=d, residual_scale=0.5),
+    "rms_norm": lambda t, d, a: cpu.rms_norm(t, 96, 1e-5, d, a),
+    "rope_query": lambda t, d, a: cpu.rope_query(t, 2, 64, 64, x_width=384),
+    "router": lambda t, d, a: cpu.router(t, 40, 96, "rms", 1e-5, 1.0, d, a),
+    "sparse_down": lambda t, d, a: cpu.sparse_down(t, 20, 96, 64, _format(d, a), 0.5, a),
+    "sparse_up": lambda t, d, a: cpu.sparse_up(t, 20, 96, 64, _format(d, a), a),
+    "union": lambda t, d, a: cpu.union(20),
+    "value_projection": lambda t, d, a: cpu.attention(
+        t, 4, 1, 64, key_dim=96, value_offset=0, value_dim=64, width=96, scale=0.1, cache_dtype=d, v_dim=32,
+        weight_format=_format(d, a), activations=a),
 }
-ARITHMETIC = {"append_heads", "append_latent", "attention", "linear", "rms_norm", "rope_query", "router", "sparse_down",
-              "sparse_up"}
+NO_ARITHMETIC = {"commit", "embedding", "union"}
+CODES = {"encode", "latent_query", "linear", "rms_norm", "router", "sparse_down", "sparse_up", "value_projection"}
+DOTS = CODES - {"encode", "rms_norm", "router"}
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def unit(request):
-    return SimpleNamespace(name=request.param, tiles=CPU_TILES[request.param],
-                           target=tvm.target.Target({"kind": "llvm", **TARGETS[request.param]}))
+def _format(dtype, mode):
+    return dtype if mode == "f32" else {"float32": "q4f32_1", "float16": "q4f16_1"}[dtype]
 
 
-def assembly(func, target):
+def assembly(unit, func):
+    target = tvm.target.Target({"kind": "llvm", **TARGETS[unit]})
     return tvm.compile(module_of(func), target).mod.inspect_source("asm")
 
 
 def test_all_kernels_are_listed():
-    assert set(KERNELS) == {name for name in cpu.__all__ if name.islower()}
+    assert set(KERNELS) - {"value_projection"} == {name for name in cpu.__all__ if name.islower()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", sorted(set(KERNELS) - {"encode"}))
+@pytest.mark.parametrize("unit", sorted(set(TARGETS) - set(DOT)))
 def test_kernel_is_vectorised(unit, name, dtype):
-    text = assembly(KERNELS[name](unit.tiles, dtype), unit.target)
+    text = assembly(unit, KERNELS[name](CPU_TILES[unit], dtype, "f32"))
     assert not LIBRARY_CALL.findall(text)
-    if name in ARITHMETIC:
-        assert re.search(MULTIPLY_ADD[unit.name], text)
+    assert name in NO_ARITHMETIC or re.search(MULTIPLY_ADD[unit], text)
+
+
+@pytest.mark.parametrize("mode, dtype", [("int8", "float16"), ("int8x2", "float32")])
+@pytest.mark.parametrize("name", sorted(CODES))
+@pytest.mark.parametrize("unit", DOT)
+def test_kernel_multiplies_bytes(unit, name, mode, dtype):
+    tiles = replace(CPU_TILES[unit], coded_token_tiles=((1, 2), (1,)))
+    text = assembly(unit, KERNELS[name](tiles, dtype, mode))
+    assert not LIBRARY_CALL.findall(text)
+    assert re.search(MULTIPLY_ADD[unit], text)
+    assert name not in DOTS or re.search(DOT[unit], text)

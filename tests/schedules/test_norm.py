@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from harness import DTYPES, EXACT, MAX_TOKENS, Out, check_rows, nmse, normal, run, same_bits
+from harness import DTYPES, EXACT, MAX_TOKENS, TOKENS, Out, check_rows, nmse, normal, out_rows, run, same_bits
 
-from schedules import cpu, twins
+from schedules import activations, cpu, twins
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -17,6 +17,21 @@ def test_norm(target, rng, width, x_width, scale, dtype):
     x[4] *= 1e-4  # of the size of eps
     expected = twins.rms_norm(x[:, :width], weight, eps, scale)
     check_rows(lambda n: run(func, target, x[:n], weight, Out((n, width))), expected)
+
+
+@pytest.mark.parametrize("width, x_width, scale", [(1, 0, 1.0), (45, 97, 1.0), (96, 100, 3.0)])
+def test_norm_as_codes(coded, rng, width, x_width, scale):
+    """The codes are those of the float32 result."""
+    target, mode = coded
+    options = dict(x_width=x_width, scale=scale, gather=True)
+    x, weight = normal(rng, MAX_TOKENS, x_width or width), normal(rng, width, dtype="float16")
+    x[3] = 0.0
+    picked = rng.permutation(MAX_TOKENS).astype("int32")
+    whole = activations.encode(run(cpu.rms_norm(target.tiles, width, 1e-5, "float16", **options), target, x, weight,
+                                   picked, Out((MAX_TOKENS, width))), mode)
+    func = cpu.rms_norm(target.tiles, width, 1e-5, "float16", mode, **options)
+    for n in TOKENS:
+        assert same_bits(run(func, target, x, weight, picked[:n], out_rows(mode, n, width)), whole[:n]), n
 
 
 def test_gathered_rows(target, rng):

@@ -2,18 +2,9 @@
 
 import numpy as np
 import pytest
-from harness import Out, run, same_bits
+from harness import Out, elementwise, run, same_bits
 
 from schedules.cpu import vector
-
-
-def elementwise(target, count, function):
-    """A kernel y[i] = function(x[i], lanes) over ``count`` floats."""
-    with vector.kernel(__name__) as k:
-        x, y = k.tensor((count,)), k.tensor((count,))
-        vector.for_lanes(count, target.tiles.lanes, lambda i, lanes: vector.store(
-            y, function(vector.load(x, i, lanes=lanes), lanes), i, lanes=lanes))
-    return k.func
 
 
 @pytest.mark.parametrize("low, high", [(-87.0, 0.0), (-1e-3, 0.0), (0.0, 88.0)])

@@ -1,0 +1,81 @@
+"""The PyTorch reference with what a 4-bit build rounds besides weights: cached values to half precision, and
+activations to 8-bit codes (or about 15 bits) in front of every quantised matrix. Shares no code with the kernels."""
+
+import torch
+import torch.nn.functional as F
+
+from blockffn_mlc.config import LATENT_NORM_EPS
+from blockffn_mlc.reference import Reference, _heads, _rotate
+
+
+class HalfCacheReference(Reference):
+    """The reference with what the cache stores rounded to float16: MLA's latent and rotated key, or key and value."""
+
+    def _norm(self, name, x, eps=None):
+        y = super()._norm(name, x, eps)
+        return _half(y) if name.endswith("kv_a_layernorm") else y
+
+    def _attend(self, prefix, q, k, v):
+        if self.config.is_mla:
+            nope = self.config.qk_nope_head_dim
+            return super()._attend(prefix, q, torch.cat([k[..., :nope], _half(k[..., nope:])], -1), v)
+        return super()._attend(prefix, q, _half(k), _half(v))
+
+
+class CodedReference(HalfCacheReference):
+    """As well, each group of 32 activations is rounded to codes -largest..largest where a quantised matrix reads it.
+    MLA's up projections are absorbed, because that decides what they read."""
+
+    largest: int  # code
+
+    def _round(self, x):
+        largest, width = self.largest, x.shape[-1]
+        groups = F.pad(x, (0, -width % 32)).unflatten(-1, (-1, 32))
+        top = groups.abs().amax(-1, keepdim=True)
+        codes = (groups * torch.where(top > 0, largest / top, 0.0)).round()
+        return (codes * (top / largest)).flatten(-2)[..., :width]
+
+    def _norm(self, name, x, eps=None):
+        y = super()._norm(name, x, eps)
+        return self._round(y) if name.endswith(("input_layernorm", "q_a_layernorm", "model.norm")) else y
+
+    def _linear(self, name, x):
+        return super()._linear(name, self._round(x) if name.endswith("o_proj") else x)
+
+    def _mla(self, prefix, x, cos, sin):
+        c = self.config
+        heads, nope, rope, latent = c.num_attention_heads, c.qk_nope_head_dim, c.qk_rope_head_dim, c.kv_lora_rank
+        kv_b = self.tensors[prefix + "kv_b_proj.weight"].unflatten(0, (heads, -1))
+        k_up, v_up = kv_b.split([nope, c.head_dim], 1)
+        q = self._linear(prefix + "q_b_proj",
+                         self._norm(prefix + "q_a_layernorm", self._linear(prefix + "q_a_proj", x), LATENT_NORM_EPS))
+        q_nope, q_rope = _heads(q, heads).split([nope, rope], -1)
+        keys, k_rope = self._linear(prefix + "kv_a_proj_with_mqa", x).split([latent, rope], -1)
+        keys = self._norm(prefix + "kv_a_layernorm", keys, LATENT_NORM_EPS).unsqueeze(1)
+        q = torch.cat([torch.einsum("bhtd,hdl->bhtl", self._round(q_nope), k_up), _rotate(q_rope, cos, sin)], -1)
+        k = torch.cat([keys, _half(_rotate(k_rope.unsqueeze(1), cos, sin))], -1)
+        scores = q @ k.transpose(2, 3) * c.qk_head_dim**-0.5
+        scores = scores + torch.full(scores.shape[-2:], float("-inf")).triu(1)
+        values = torch.einsum("bhtl,hvl->bthv", self._round(scores.softmax(-1) @ keys), v_up)
+        return self._linear(prefix + "o_proj", values.flatten(2))
+
+    def _ffn(self, prefix, x):
+        _, scores, logits = super()._ffn(prefix, x)
+        inner = torch.einsum("bth,edh->bted", self._round(x), self.tensors[prefix + "up_proj"])
+        inner = self._round(F.silu(inner) * scores.unsqueeze(-1))
+        return torch.einsum("bted,ehd->bth", inner, self.tensors[prefix + "down_proj"]), scores, logits
+
+
+class Int8Reference(CodedReference):
+    largest = 127
+
+
+class Int8x2Reference(CodedReference):
+    largest = 16256
+
+
+REFERENCES = {"f32": HalfCacheReference, "int8": Int8Reference, "int8x2": Int8x2Reference}
+
+
+def _half(x):
+    return x.half().float()
