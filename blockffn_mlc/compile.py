@@ -16,7 +16,7 @@ from tvm import relax
 from .attention import cache_shape
 from .layers import Build
 from .model import Model
-from .share_buffers import share_buffers
+from .virtual_machine import share_buffers, share_shapes
 
 METADATA = "_metadata"
 
@@ -113,6 +113,8 @@ _PLANNING = [
 
 _LOWERING = [
     *_PLANNING, share_buffers,
-    relax.transform.LowerAllocTensor(), relax.transform.CanonicalizeBindings(), relax.transform.LowerRuntimeBuiltin(),
-    relax.transform.ComputePrimValue(), relax.transform.VMShapeLower(), relax.transform.AttachGlobalSymbol(),
+    relax.transform.LowerAllocTensor(), relax.transform.CanonicalizeBindings(),
+    relax.transform.DeadCodeElimination(), relax.transform.LowerRuntimeBuiltin(),
+    relax.transform.ComputePrimValue(), relax.transform.VMShapeLower(), share_shapes,
+    relax.transform.CanonicalizeBindings(), relax.transform.AttachGlobalSymbol(),
 ]

@@ -69,7 +69,7 @@ class Generation:
         yield token
         while self.finish_reason is None:
             clock = Stopwatch()
-            token = self._take(sample, self._session.extend([token.id]))
+            token = self._take(sample, self._session.step(token.id))
             self.stats.decode_seconds += clock.seconds
             yield token
 

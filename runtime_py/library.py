@@ -45,6 +45,12 @@ class Library:
         params = required(self.metadata, "params", list, artifact.library)
         weights = check_weights(artifact.weights, params, artifact.path)
         self._params = self._ffi.convert([self._wrap(weight) for weight in weights])
+        # The inputs of ``step``, kept and written in place: making five tensors per token is slow.
+        memory = aligned_zeros((5, ALIGNMENT // 4), np.int32)
+        self._step_numbers = [memoryview(row) for row in memory[:3]]
+        self._step_tensors = [self._wrap(row[:1]) for row in memory[:3]]
+        self._step_tensors += [self._wrap(memory[3, :2].reshape(1, 2)), self._wrap(memory[4, :1])]
+        self._item = self._ffi.get_global_func("ffi.ArrayGetItem")
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -74,6 +80,13 @@ class Library:
         tensors = self._copies(ids, positions, visible, ancestors, rows)
         logits, scores = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
         return np.from_dlpack(logits), _Arrays(scores)
+
+    def step(self, token: int, past: int, caches: Any) -> np.ndarray:
+        """``forward`` of one token behind ``past`` others -> logits float32 [V]; writes caches."""
+        ids, positions, visible = self._step_numbers
+        ids[0], positions[0], visible[0] = token, past, past + 1
+        result = self._call(self._forwards[False], *self._step_tensors, self._ffi.Shape((past,)), caches, self._params)
+        return np.from_dlpack(self._item(result, 0))[0]
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""

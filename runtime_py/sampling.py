@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
@@ -100,8 +101,8 @@ def _penalised(logits: np.ndarray, penalty: float, history: Iterable[int]) -> np
 
 def _most_likely(scores: np.ndarray, sampling: Sampling) -> int:
     """The lowest token with the largest score; that is finite. One pass: a NaN counts as the largest."""
-    top = int(np.argmax(scores))
-    if not np.isfinite(scores[top]):
+    top = int(scores.argmax())
+    if not math.isfinite(scores[top]):
         raise UserError(f"the largest logit is {scores[top]}: no token can be chosen; the weights are damaged, or the "
                         f"repetition penalty of {sampling.repetition_penalty} is too extreme")
     return top

@@ -79,6 +79,15 @@ class Session:
             logits = output.logits[-1]
         return logits
 
+    def step(self, token: int) -> np.ndarray:
+        """``extend`` by one token that the model chose, with as little work around the pass as possible: raises
+        UserError when there is no room for it, but does not check that it is one of the model's."""
+        self.check_room(1)
+        self._tree = None
+        logits = self._library.step(token, len(self.tokens), self._caches)
+        self.tokens.append(token)
+        return logits
+
     def stream(self, ids: Sequence[int], chunk: int | None = None, all_logits: bool = False) -> Iterator[Output]:
         """Append ``ids`` chunk by chunk (``prefill_chunk_size`` tokens by default), one Output per chunk,
         with the logits of every token or of the chunk's last. Checks as ``extend`` does, at once."""

@@ -81,6 +81,18 @@ def test_sessions_do_not_disturb_each_other(engine, ids):
     np.testing.assert_array_equal(one.extend(ids[30:]), expected)
 
 
+def test_steps_of_two_sessions_in_turn_are_bit_identical_to_scoring(engine, ids):
+    """The inputs of a step are kept and written in place; its logits are the caller's."""
+    sequences = ids, ids[::-1]
+    sessions = [engine.session() for _ in sequences]
+    for session, sequence in zip(sessions, sequences):
+        session.extend(sequence[:20])
+    found = [[session.step(sequence[position]) for session, sequence in zip(sessions, sequences)]
+             for position in range(20, 26)]
+    for sequence, steps in zip(sequences, zip(*found)):
+        np.testing.assert_array_equal(steps, engine.score(sequence[:26]).logits[20:])
+
+
 def test_greedy_generation_equals_teacher_forcing(engine, ids):
     prompt = ids[:12]
     generation = engine.generate(prompt, max_tokens=24)

@@ -37,6 +37,33 @@ def test_chunks_give_the_same_logits_and_scores(engine, chunk):
     assert whole.logits.shape == (37, 300) and whole.router_scores.shape == (2, 37, 12)
 
 
+def test_a_step_extends_by_one_token(engine):
+    one, other = engine.session(), engine.session()
+    one.extend(IDS[:3])
+    other.extend(IDS[:3])
+    one.tree(IDS[:2], [-1, 0])
+    for token in IDS[3:]:
+        np.testing.assert_array_equal(one.step(token), other.extend([token]))
+    assert_same_state(one, engine)
+
+
+def test_a_step_drops_the_tree(engine):
+    session = engine.session()
+    session.extend(IDS)
+    session.tree(IDS[:2], [-1, 0])
+    session.step(5)
+    with pytest.raises(ValueError, match="just tried"):
+        session.commit([0])
+
+
+def test_a_step_beyond_the_window_is_refused(engine):
+    session = engine.session()
+    session.extend([5] * WINDOW)
+    with pytest.raises(UserError, match="1 tokens do not fit"):
+        session.step(5)
+    assert session.length == WINDOW
+
+
 def test_prefill_is_chunked_and_asks_for_one_row(engine):
     engine.session().extend(range(3, 40))
     assert engine.library.calls == [(CHUNK, 1), (CHUNK, 1), (5, 1)]
