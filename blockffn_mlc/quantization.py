@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from schedules.activations import ACTIVATIONS
 from schedules.layout import Q4_FORMATS
 
 from .errors import UserError
@@ -16,7 +17,7 @@ from .target import Target
 @dataclass(frozen=True)
 class Quantization:
     """``weight_format``: how matrices are stored (schedules.layout). ``model_dtype``: norms, biases, router.
-    ``cache_dtype``: keys and values. Half precision is storage only; arithmetic is float32."""
+    ``cache_dtype``: keys and values. Half precision is storage only."""
 
     name: str
     weight_format: str
@@ -49,12 +50,14 @@ def activations(name: str | None, quantization: Quantization, target: Target) ->
 
     Raises UserError when the target or the weight format rules ``name`` out.
     """
+    if name is not None and name not in ACTIVATIONS:
+        raise UserError(f"--activations {name}: unknown format; choose one of {', '.join(ACTIVATIONS)}")
     coded = quantization.weight_format in Q4_FORMATS and bool(target.tiles.dot)
     if name is None:
         return "int8" if coded else "f32"
     if name != "f32" and not coded:
         reason = (f"{target.host} has no instruction for dot products of bytes" if quantization.weight_format
-                  in Q4_FORMATS else f"{quantization.name} weights are not 4-bit")
+                  in Q4_FORMATS else f"{quantization.name} weights are not 4-bit (--quantization q4f16_1 is)")
         raise UserError(f"--activations {name}: {reason}; choose f32")
     return name
 

@@ -23,7 +23,8 @@ _FUNCTIONS = ("_metadata", "commit", "forward", "forward_dense")
 
 
 class Library:
-    """Loads an artifact's library and weights. See docs/artifact.md for the functions' arguments."""
+    """Loads an artifact's library and weights. See docs/artifact.md for the functions' arguments. One pass at a time:
+    neither the virtual machine nor ``step``'s kept inputs can be shared by threads."""
 
     def __init__(self, artifact: Artifact) -> None:
         """Raises UserError when the library was made for another machine or TVM, is damaged, or does not

@@ -47,7 +47,8 @@ class CpuTiles:
 
 
 # Accumulators per tile = token_tiles[-1] * vectors (attention: the product of a tile); with the weights and one
-# broadcast they must fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE.
+# broadcast they must fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE. Of coded tiles the
+# integer sums must fit (tokens x planes x 32 outputs); their float accumulators are used once per group and may spill.
 CPU_TILES: dict[str, CpuTiles] = {
     "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), q4_token_tiles=(1, 4, 8),
                        score_tile=(4, 4), value_tile=(4, 4)),

@@ -49,13 +49,13 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
         out = k.tensor((n, heads * (v_dim or value_dim)))
 
         with T.parallel(0, n * (kv_heads * splits)) as item:
-            part, turn = T.bind(T.floordiv(item, n)), T.bind(T.floormod(item, n))
+            share_of_heads, turn = T.bind(T.floordiv(item, n)), T.bind(T.floormod(item, n))
             # First, last, second, last but one, ...: a thread's share of a causal chunk is as long as any other's.
             half = T.floordiv(turn, 2)
             row = T.bind(T.Select(T.floormod(turn, 2) == 0, half, n - 1 - half))
-            kv_head = T.floordiv(part, splits)
+            kv_head = T.floordiv(share_of_heads, splits)
             # An odd head in the middle is computed by both items, which write the same bits.
-            first = T.bind(kv_head * group + T.min(T.floormod(part, splits) * share, T.int64(group - share)))
+            first = T.bind(kv_head * group + T.min(T.floormod(share_of_heads, splits) * share, T.int64(group - share)))
             seen = _SeenSlots(T.cast(visible[row], "int64"), ancestors, row, past)
             head_group = HeadGroup(tiles, share, key_dim, value_offset, value_dim)
             head_group.start(lambda head: lambda i, lanes: load(

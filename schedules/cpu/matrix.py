@@ -38,8 +38,8 @@ class Matrix:
 
     def accumulate(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row],
                    ahead: Sequence[Any]) -> None:
-        """acc[t][j] += sum_i rows[t][i] * weight[index, i] for the tile at ``index`` (outer axes, tile). ``ahead``: the
-        tile that will be needed next."""
+        """acc[t][j] += sum_i rows[t][i] * weight[index, i] for the tile at ``index`` (outer axes, tile). ``ahead``: a
+        tile that will be needed soon."""
         raise NotImplementedError
 
     def element(self, row: Any, i: Any) -> Any:
@@ -67,7 +67,7 @@ class Matrix:
             whole(0, len(registers))
 
     def _fetch(self, ahead: Sequence[Any], step: Any) -> None:
-        """Prefetch what step ``step`` of the tile ``ahead`` reads: a whole tile before its turn."""
+        """Prefetch what step ``step`` of the tile ``ahead`` reads: at least a whole tile before its turn."""
         prefetch(self.buffer, *ahead, step, 0, count=int(self.buffer.shape[-1]))
 
     @staticmethod

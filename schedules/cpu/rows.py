@@ -13,6 +13,8 @@ from ..tiles import CpuTiles
 from .matrix import Matrix
 from .vector import ROUND_MAGIC, ROUND_MAGIC_BITS, Kernel, Register, const, for_lanes, load, span, splat, store, vector
 
+_MAGNITUDE_BITS = 0x7FFFFFFF
+
 Read = Callable[[Any, int], Any]  # (first column, lanes) -> values
 
 
@@ -116,10 +118,12 @@ class CodedRows:
         def integer(value: int) -> Any:
             return const(value, lanes, "int32")
 
-        largest = Register(lanes, T.abs(values[0].get()))
-        for value in values[1:]:
-            largest.set(T.max(largest.get(), T.abs(value.get())))
-        top = Register(1, largest.max()).get()
+        # Without the sign, floats are ordered as their bits are, and NaN comes last: one NaN makes the scale NaN.
+        largest = Register(lanes, 0, "int32")
+        for value in values:
+            bits = T.reinterpret(vector("int32", lanes), value.get())
+            largest.set(T.max(largest.get(), T.bitwise_and(bits, integer(_MAGNITUDE_BITS))))
+        top = Register(1, T.reinterpret("float32", largest.max())).get()
         inverse = Register(1, T.if_then_else(top >= T.float32(SMALLEST), T.float32(self._largest) / top,
                                              T.float32(0))).get()
         write_word(planes * CODE_WORDS, T.reinterpret("int32", top / T.float32(self._largest)))

@@ -50,6 +50,7 @@ def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, w
             over_slice(first, last, lambda row, column: splat(0.0, lanes))
             with T.serial(0, T.cast(count[0], "int64")) as place, T.serial(first, last) as part:
                 expert = T.bind(T.cast(ids[place], "int64"))
+                # What the next expert needs is fetched; this expert's tiles follow each other, as prefetchers expect.
                 following = T.bind(T.cast(ids[T.min(place + 1, T.cast(count[0] - 1, "int64"))], "int64"))
 
                 def emit(tile: list[Any]) -> None:

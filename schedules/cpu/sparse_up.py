@@ -40,12 +40,13 @@ def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, weig
         with T.parallel(0, union_size * w.count) as item:
             part, place = T.bind(T.floordiv(item, union_size)), T.bind(T.floormod(item, union_size))
             expert = T.bind(T.cast(ids[place], "int64"))
-            following = T.bind(T.cast(ids[T.min(place + 1, union_size - 1)], "int64"))
+            following = T.bind(T.cast(ids[T.floormod(item + 1, union_size)], "int64"))
+            ahead = following, T.bind(T.floordiv(item + 1, union_size))
 
             def emit(tile: list[Any]) -> None:
                 tile_tokens = [T.bind(T.cast(tokens[place, row], "int64")) for row in tile]
                 acc = w.registers(len(tile))
-                w.accumulate(acc, (expert, part), [x.row(token) for token in tile_tokens], (following, part))
+                w.accumulate(acc, (expert, part), [x.row(token) for token in tile_tokens], ahead)
                 for row, token, registers in zip(tile, tile_tokens, acc):
                     act.write_tile((place, row), w, registers, part, lambda value, lanes: silu(
                         value, lanes) * splat(scores[token, expert], lanes))

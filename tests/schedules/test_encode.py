@@ -33,6 +33,17 @@ def difficult_rows(rng, width):
     return rows
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_stays_so(coded, value):
+    """A damaged activation must not become a number, whatever its place in the group."""
+    target, mode = coded
+    x = np.ones((GROUP, GROUP), "float32")
+    np.fill_diagonal(x, value)
+    records = run(cpu.encode(target.tiles, GROUP, mode), target, x, out_rows(mode, GROUP, GROUP))
+    scales = np.ascontiguousarray(records[..., PLANES[mode] * CODE_WORDS]).view(np.float32)
+    assert not np.isfinite(scales).any()
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_kernel_encodes_as_numpy_does(coded, rng, width):
     target, mode = coded
