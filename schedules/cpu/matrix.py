@@ -93,7 +93,7 @@ class FloatMatrix(Matrix):
 
 
 class Q4Matrix(Matrix):
-    """4-bit codes in blocks of 32 outputs x 32 inputs with a scale per output (layout.pack_q4)."""
+    """4-bit codes in blocks of 32 outputs x 32 inputs with a scale per output (q4.pack)."""
 
     def __init__(self, kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int],
                  token_tiles: tuple[int, ...]) -> None:

@@ -339,7 +339,7 @@ def test_stored_weights_are_the_checkpoints_rounded_once(tmp_path, quantization,
     stored = load_weights(tmp_path / "out")
     for name, source in (("embed_tokens.weight", "model.embed_tokens.weight"), ("lm_head.weight", "lm_head.weight"),
                          ("layers.1.self_attn.o_proj.weight", "model.layers.1.self_attn.o_proj.weight")):
-        rows = unpack_rows(stored[name], len(tensors[source]))[0]
+        rows = unpack_rows(stored[name], len(tensors[source]))
         assert rows.dtype == dtype and np.array_equal(rows, tensors[source].astype(dtype))
     for part in ("up_proj", "down_proj"):
         source = tensors[f"model.layers.0.mlp.{part}"]
