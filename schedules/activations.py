@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .layout import Q4_ZERO, tile_count
+from .layout import Q4_BLOCK, Q4_ZERO, tile_count
 
 PLANES = {"f32": 0, "int8": 1, "int8x2": 2}  # planes of 8-bit codes
 ACTIVATIONS = tuple(PLANES)
-GROUP = 32  # columns that share a scale: those that share one in 4-bit weights
+GROUP = Q4_BLOCK  # columns that share a scale: those that share one in 4-bit weights
 CODE_WORDS = GROUP // 4
 LOW_BITS = 7  # of the low plane
 LARGEST_CODE = {"int8": 127, "int8x2": 127 << LOW_BITS}

@@ -12,12 +12,10 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from ..tiles import CpuTiles
-from .vector import Register, exp, for_lanes, load, splat, store, sums, when
+from .vector import Read, Register, exp, for_lanes, load, splat, store, sums, when
 
 BLOCK = 32  # rows per step of the running softmax: a part of the result, hence the same for every processor
 _LOWEST = -3.0e38
-
-Row = Callable[[Any, int], Any]  # (first column, lanes) -> its values as float32
 
 
 class HeadGroup:
@@ -38,7 +36,7 @@ class HeadGroup:
         self._totals = T.alloc_buffer((heads, self._lanes), "float32")
         self.mix = T.alloc_buffer((heads, value_width), "float32")
 
-    def start(self, query: Callable[[Any], Row]) -> None:
+    def start(self, query: Callable[[Any], Read]) -> None:
         """Begin with the queries ``query(head)``, which include the softmax's scale."""
         key_width, value_width = self._key_vectors * self._lanes, self._value_vectors * self._lanes
         with T.serial(0, self._heads) as head:
@@ -51,7 +49,7 @@ class HeadGroup:
             with T.serial(0, BLOCK) as j:
                 self._fill(self._rows, j, self._width, _zero)
 
-    def add(self, count: Any, row: Callable[[Any], Row]) -> None:
+    def add(self, count: Any, row: Callable[[Any], Read]) -> None:
         """Attend to ``count`` (1 to BLOCK) more rows: ``row(j)``."""
         tile_heads, keys = self._tiles.score_tile
         with T.serial(0, T.floordiv(count + (keys - 1), keys)) as tile:
@@ -70,7 +68,7 @@ class HeadGroup:
         """The sum of a head's weights."""
         return Register(self._lanes, load(self._totals, head, 0, lanes=self._lanes)).sum()
 
-    def _fill(self, buffer: T.Buffer, row: Any, columns: int, values: Row) -> None:
+    def _fill(self, buffer: T.Buffer, row: Any, columns: int, values: Read) -> None:
         for_lanes(columns, self._lanes, lambda i, lanes: store(buffer, values(i, lanes), row, i, lanes=lanes))
 
     def _score(self, head: Any, heads: int, key: Any) -> None:

@@ -9,8 +9,8 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from ..tiles import CpuTiles
-from .rows import Read, rows
-from .vector import Register, kernel, load, over_rows, rows_var, rsqrt, splat, sum_over
+from .rows import rows
+from .vector import Read, Register, kernel, load, over_rows, rows_var, rsqrt, splat, sum_over
 
 
 @cache

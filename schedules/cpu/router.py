@@ -11,8 +11,20 @@ from tvm.script.ir_builder import tirx as T
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .norm import normed_row
-from .rows import FloatRows, Read, rows
-from .vector import Register, for_lanes, kernel, load, over_rows, over_token_tiles, rows_var, splat, store, sum_over
+from .rows import FloatRows, rows
+from .vector import (
+    Read,
+    Register,
+    for_lanes,
+    kernel,
+    load,
+    over_rows,
+    over_token_tiles,
+    rows_var,
+    splat,
+    store,
+    sum_over,
+)
 
 
 @cache

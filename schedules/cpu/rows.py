@@ -11,11 +11,23 @@ from ..activations import CODE_WORDS, GROUP, LARGEST_CODE, LOW_BITS, PLANES, SMA
 from ..layout import Q4_ZERO
 from ..tiles import CpuTiles
 from .matrix import Matrix
-from .vector import ROUND_MAGIC, ROUND_MAGIC_BITS, Kernel, Register, const, for_lanes, load, span, splat, store, vector
+from .vector import (
+    ROUND_MAGIC,
+    ROUND_MAGIC_BITS,
+    Kernel,
+    Read,
+    Register,
+    const,
+    for_lanes,
+    load,
+    span,
+    splat,
+    store,
+    vector,
+)
 
 _MAGNITUDE_BITS = 0x7FFFFFFF
 
-Read = Callable[[Any, int], Any]  # (first column, lanes) -> values
 
 
 class FloatRow:

@@ -16,6 +16,7 @@ import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+Read = Callable[[Any, int], Any]  # (first column, lanes) -> the values there, as float32
 ORIGIN = "blockffn.origin"  # attribute that names the source file of a kernel
 _LINE_BYTES = 64
 _READ, _TO_L2, _DATA = 0, 2, 1  # arguments of llvm.prefetch
