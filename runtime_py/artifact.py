@@ -23,9 +23,27 @@ MASK_BITS = 64  # width of the ancestor mask in the library's interface
 
 
 @dataclass(frozen=True)
+class DraftModel:
+    """The draft model in an artifact: its ``layers``, the ``vocab_size`` of its head, the ``top_k`` most likely tokens
+    that it names per position, and one layer's cache tensor, [slots, kv_heads, width]."""
+
+    layers: int
+    vocab_size: int
+    top_k: int
+    cache_shape: tuple[int, ...]
+    cache_dtype: str
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], where: Path) -> DraftModel:
+        """From field ``blockffn.draft``. Raises UserError."""
+        return cls(*(positive(raw, name, where) for name in ("layers", "vocab_size", "top_k")),
+                   tuple(int_list(raw, "cache_shape", where)), required(raw, "cache_dtype", str, where))
+
+
+@dataclass(frozen=True)
 class Artifact:
-    """One artifact folder. ``cache_shape`` is [slots, kv_heads, width] of one layer's cache tensor; ``mmap``:
-    use the weights' files in place."""
+    """One artifact folder. ``cache_shape`` is [slots, kv_heads, width] of one layer's cache tensor; ``draft``: None
+    without a draft model; ``mmap``: use the weights' files in place."""
 
     path: Path
     config: BlockFFNConfig
@@ -39,6 +57,7 @@ class Artifact:
     cache_dtype: str
     max_tree_nodes: int
     chat_config: dict[str, Any]
+    draft: DraftModel | None = None
     mmap: bool = False
 
     @classmethod
@@ -76,6 +95,7 @@ class Artifact:
             cache_dtype=required(cache, "dtype", str, where),
             max_tree_nodes=positive(ours, "max_tree_nodes", where),
             chat_config=raw,
+            draft=DraftModel.from_dict(required(ours, "draft", dict, where), where) if "draft" in ours else None,
             mmap=mmap,
         )
         artifact._validate(where)
@@ -104,14 +124,20 @@ class Artifact:
         return self.path.resolve().name
 
     def _validate(self, where: Path) -> None:
-        if len(self.cache_shape) != 3 or 0 in self.cache_shape:
-            raise UserError(f"{where}: field 'cache.shape': expected [slots, kv_heads, width], "
-                            f"found {list(self.cache_shape)}")
-        if self.cache_shape[0] < self.context_window_size:
-            raise UserError(f"{where}: field 'cache.shape': {self.cache_shape[0]} slots cannot hold the context "
-                            f"window of {self.context_window_size} tokens")
-        if self.cache_dtype not in ("float32", "float16"):
-            raise UserError(f"{where}: field 'cache.dtype': expected float32 or float16, found {self.cache_dtype!r}")
+        self._check_cache(where, "cache.shape", self.cache_shape, "cache.dtype", self.cache_dtype)
+        if self.draft is not None:
+            self._check_cache(where, "draft.cache_shape", self.draft.cache_shape, "draft.cache_dtype",
+                              self.draft.cache_dtype)
         if self.max_tree_nodes > MASK_BITS:
             raise UserError(f"{where}: field 'max_tree_nodes': expected at most {MASK_BITS}, "
                             f"found {self.max_tree_nodes}")
+
+    def _check_cache(self, where: Path, shape_field: str, shape: tuple[int, ...], dtype_field: str,
+                     dtype: str) -> None:
+        if len(shape) != 3 or 0 in shape:
+            raise UserError(f"{where}: field {shape_field!r}: expected [slots, kv_heads, width], found {list(shape)}")
+        if shape[0] < self.context_window_size:
+            raise UserError(f"{where}: field {shape_field!r}: {shape[0]} slots cannot hold the context "
+                            f"window of {self.context_window_size} tokens")
+        if dtype not in ("float32", "float16"):
+            raise UserError(f"{where}: field {dtype_field!r}: expected float32 or float16, found {dtype!r}")

@@ -1,11 +1,11 @@
-"""The compiled model library behind numpy arrays: ``forward``, ``commit`` and cache tensors."""
+"""The compiled model library behind numpy arrays: ``forward``, ``commit``, ``draft`` and cache tensors."""
 
 from __future__ import annotations
 
 import itertools
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,17 @@ from .weights import ALIGNMENT, check_weights
 _CPU = 1
 _NAIVE_ALLOCATOR = 1  # the pooled one keeps a buffer for every size it ever saw
 _FUNCTIONS = ("_metadata", "commit", "forward", "forward_dense")
+
+
+class Drafted(NamedTuple):
+    """What the draft model computes for n rows, m of them with a head: the ``tokens`` int32 [m, K] that are most likely
+    to come next, in falling order, their ``log_probs`` float32 [m, K] among those it knows, its ``logits`` float32
+    [m, V'] and ``hidden`` float32 [n, H], which stands for the model's own state behind each row's token."""
+
+    tokens: np.ndarray
+    log_probs: np.ndarray
+    logits: np.ndarray
+    hidden: np.ndarray
 
 
 class Library:
@@ -37,6 +48,7 @@ class Library:
             self._vm = module["vm_load_executable"]()
             self._vm["vm_initialization"](_CPU, 0, _NAIVE_ALLOCATOR)
             metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
+            self._draft = self._vm["draft"] if artifact.draft else None
         except (RuntimeError, AttributeError) as error:
             raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
                             "rebuild the artifact with build.py") from None
@@ -73,25 +85,48 @@ class Library:
         return self._ffi.convert([self._wrap(aligned_zeros(artifact.cache_shape, artifact.cache_dtype))
                                   for _ in range(artifact.config.num_hidden_layers)])
 
+    def new_draft_caches(self) -> Any:
+        """As ``new_caches``, of the draft model."""
+        draft = self._artifact.draft
+        return self._ffi.convert([self._wrap(aligned_zeros(draft.cache_shape, draft.cache_dtype))
+                                  for _ in range(draft.layers)])
+
     def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                 rows: np.ndarray, past: int, caches: Any, *,
-                dense: bool = False) -> tuple[np.ndarray, Sequence[np.ndarray]]:
-        """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E]; writes caches.
-        ``dense`` computes every expert, to compare with: the same numbers, more work."""
+                dense: bool = False) -> tuple[np.ndarray, Sequence[np.ndarray], np.ndarray | None]:
+        """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E], hidden float32 [n, H]
+        (None without a draft model); writes caches. ``dense`` computes every expert, to compare with: the same numbers,
+        more work."""
         tensors = self._copies(ids, positions, visible, ancestors, rows)
-        logits, scores = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
-        return np.from_dlpack(logits), _Arrays(scores)
+        result = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
+        return np.from_dlpack(self._item(result, 0)), _Arrays(self._item(result, 1)), self._hidden(result)
 
-    def step(self, token: int, past: int, caches: Any) -> np.ndarray:
-        """``forward`` of one token behind ``past`` others -> logits float32 [V]; writes caches."""
+    def step(self, token: int, past: int, caches: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        """``forward`` of one token behind ``past`` others -> logits float32 [V], hidden float32 [1, H] (None without a
+        draft model); writes caches."""
         ids, positions, visible = self._step_numbers
         ids[0], positions[0], visible[0] = token, past, past + 1
         result = self._call(self._forwards[False], *self._step_tensors, self._ffi.Shape((past,)), caches, self._params)
-        return np.from_dlpack(self._item(result, 0))[0]
+        return np.from_dlpack(self._item(result, 0))[0], self._hidden(result)
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
         self._call(self._commit, *self._copies(idx), self._ffi.Shape([past]), caches)
+
+    def draft(self, ids: np.ndarray, hidden: np.ndarray, positions: np.ndarray, visible: np.ndarray,
+              ancestors: np.ndarray, rows: np.ndarray, past: int, offset: int, caches: Any) -> Drafted:
+        """Run the draft model on pairs: token ``ids[i]`` and ``hidden[i]``, the state before it. Arguments as for
+        ``forward``, hidden float32 [n, H]; row i is written to slot past + offset + i of ``caches``
+        (``new_draft_caches``), ancestor bit b is slot past + b."""
+        state = aligned_zeros(hidden.shape, np.float32)
+        state[...] = hidden
+        ids, *others = self._copies(ids, positions, visible, ancestors, rows)
+        result = self._call(self._draft, ids, self._wrap(state), *others, self._ffi.Shape([past]),
+                            self._ffi.Shape([offset]), caches, self._params)
+        return Drafted(*(np.from_dlpack(tensor) for tensor in result))
+
+    def _hidden(self, result: Any) -> np.ndarray | None:
+        return np.from_dlpack(self._item(result, 2)) if self._draft else None
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
@@ -147,6 +182,10 @@ def _check_limits(artifact: Artifact, metadata: dict[str, Any]) -> None:
         if compiled != getattr(artifact, name):
             raise UserError(f"{artifact.path / CHAT_CONFIG}: field {name!r}: the model library was compiled for "
                             f"{compiled}, found {getattr(artifact, name)}; rebuild the artifact")
+    described, compiled = artifact.chat_config["blockffn"].get("draft"), metadata.get("draft")
+    if described != compiled:
+        raise UserError(f"{artifact.path / CHAT_CONFIG}: field 'draft': the model library was compiled with "
+                        f"{compiled}, found {described}; rebuild the artifact")
 
 
 def _first_line(error: Exception) -> str:

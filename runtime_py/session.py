@@ -17,10 +17,12 @@ from .library import Library
 @dataclass(frozen=True)
 class Output:
     """One forward pass over n tokens: ``logits`` float32 [m, V] of the m rows asked for, and the
-    router scores of all n tokens, one float32 [n, E] per layer."""
+    router scores of all n tokens, one float32 [n, E] per layer. ``hidden`` float32 [n, H]: the states after the final
+    norm, None without a draft model."""
 
     logits: np.ndarray
     layer_scores: Sequence[np.ndarray]
+    hidden: np.ndarray | None = None
 
     @property
     def router_scores(self) -> np.ndarray:
@@ -84,7 +86,7 @@ class Session:
         UserError when there is no room for it, but does not check that it is one of the model's."""
         self.check_room(1)
         self._tree = None
-        logits = self._library.step(token, len(self.tokens), self._caches)
+        logits, _ = self._library.step(token, len(self.tokens), self._caches)
         self.tokens.append(token)
         return logits
 

@@ -49,7 +49,7 @@ class FakeLibrary:
     def step(self, token, past, caches):
         ids, positions, visible, rows = (np.array([number], np.int32) for number in (token, past, past + 1, 0))
         logits, _ = self.forward(ids, positions, visible, np.zeros((1, 2), np.int32), rows, past, caches)
-        return logits[0]
+        return logits[0], None
 
     def commit(self, idx, past, caches):
         assert idx.dtype == np.int32 and np.all(np.diff(idx) > 0)

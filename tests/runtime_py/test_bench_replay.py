@@ -69,8 +69,8 @@ def test_a_replay_computes_the_bits_of_the_pass(engine, description, tokens, row
     rng = np.random.default_rng(2)
     for _ in range(2):  # the second time in buffers that hold the first's values
         ids = rng.integers(0, engine.artifact.config.vocab_size, tokens, np.int32)
-        logits, scores = engine.library.forward(**causal_arguments(tokens, rows, DEPTH) | {"ids": ids}, past=DEPTH,
-                                                caches=expected_caches, dense=dense)
+        logits, scores, _ = engine.library.forward(**causal_arguments(tokens, rows, DEPTH) | {"ids": ids}, past=DEPTH,
+                                                   caches=expected_caches, dense=dense)
         seconds = replay.run(ids)
         assert len(seconds) == len(calls.calls) and min(seconds) > 0
         np.testing.assert_array_equal(replay.logits, logits)
