@@ -52,10 +52,10 @@ class Reference:
         checkpoint = open_checkpoint(folder)
         return cls(checkpoint.config, {name: torch.from_numpy(checkpoint.read(name)) for name in checkpoint.expected})
 
-    def forward(self, ids: Tensor) -> ReferenceOutput:
-        """Causal pass over ``ids`` (integer [B, T]), positions from 0."""
+    def forward(self, ids: Tensor, start: int = 0) -> ReferenceOutput:
+        """Causal pass over ``ids`` (integer [B, T]), positions from ``start``."""
         config = self.config
-        cos, sin = _rope_table(config, ids.shape[1])
+        cos, sin = (table[start:] for table in rope_table(config, start + ids.shape[1], config.rope_dim))
         embedding = self.tensors["model.embed_tokens.weight"]
         x = F.dropout(F.embedding(ids.long(), embedding) * config.scale_emb, self.dropout)
         scores, logits = [], []
@@ -105,10 +105,13 @@ class Reference:
         return self._attend(prefix, _rotate(q, cos, sin), k, v.repeat_interleave(groups, 1))
 
     def _attend(self, prefix: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal softmax attention over [B, heads, T, width], scaled by (width of a key)^-0.5, then o_proj."""
+        """Causal softmax attention over [B, heads, T, width], scaled by (width of a key)^-0.5, then o_proj.
+
+        Keys and values of more tokens than queries include those of tokens before.
+        """
         weights = q.to(v.dtype) @ k.to(v.dtype).transpose(2, 3) * q.shape[-1] ** -0.5
-        future = torch.full(weights.shape[-2:], float("-inf"), dtype=weights.dtype).triu(1)
-        weights = (weights + future).softmax(-1, dtype=torch.float32)
+        future = torch.full(weights.shape[-2:], float("-inf"), dtype=weights.dtype)
+        weights = (weights + future.triu(1 + k.shape[2] - q.shape[2])).softmax(-1, dtype=torch.float32)
         return self._linear(prefix + "o_proj", (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2))
 
     def _ffn(self, prefix: str, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -138,9 +141,9 @@ def _heads(x: Tensor, heads: int) -> Tensor:
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def _rope_table(config: BlockFFNConfig, tokens: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32 [tokens, rope_dim / 2]."""
-    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.rope_dim, 2).float() / config.rope_dim)
+def rope_table(config: BlockFFNConfig, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of ``width`` rotated dimensions, float32 [tokens, width / 2]."""
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, width, 2).float() / width)
     angles = torch.outer(torch.arange(tokens).float() / config.rope_scaling_factor, frequencies)
     return angles.cos(), angles.sin()
 
