@@ -74,6 +74,22 @@ def sparse_down(act: np.ndarray, w: np.ndarray, residual: np.ndarray, residual_s
     return f64(residual) + residual_scale * np.einsum("ned,ehd->nh", f64(act), f64(w))
 
 
+def gated_silu(x: np.ndarray) -> np.ndarray:
+    """x [n, 2*W], gate | up -> silu(gate) * up [n, W]."""
+    gate, up = np.split(f64(x), 2, axis=-1)
+    return gate / (1.0 + np.exp(-gate)) * up
+
+
+def top_k(logits: np.ndarray, k: int, token_ids: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """logits [m, V], token_ids int32 [V] -> the k largest of each row in falling order, lower indices first among
+    equals: tokens int32 [m, k], log softmax [m, k]."""
+    x = f64(logits)
+    order = np.argsort(-x, axis=-1, kind="stable")[:, :k].astype(np.int32)
+    shifted = x - x.max(-1, keepdims=True)
+    log_probs = np.take_along_axis(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), order, axis=-1)
+    return order if token_ids is None else token_ids[order], log_probs
+
+
 def rotate(x: np.ndarray, pos: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Half-split rotation of x [n, ..., R] by the table's rows pos [n]."""
     cos, sin = np.split(f64(table)[pos].reshape(len(pos), *[1] * (x.ndim - 2), -1), 2, axis=-1)

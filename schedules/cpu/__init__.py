@@ -5,6 +5,7 @@ from .attention import attention
 from .cache import append_heads, append_latent, commit
 from .embedding import embedding
 from .encode import encode
+from .gated_silu import gated_silu
 from .latent_query import latent_query
 from .linear import linear
 from .norm import rms_norm
@@ -12,10 +13,12 @@ from .rope import rope_query
 from .router import router
 from .sparse_down import sparse_down
 from .sparse_up import sparse_up
+from .top_k import top_k
 from .union import union
 from .vector import ORIGIN
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "attention", "commit", "embedding", "encode",
-           "latent_query", "linear", "rms_norm", "rope_query", "router", "sparse_down", "sparse_up", "union"]
+           "gated_silu", "latent_query", "linear", "rms_norm", "rope_query", "router", "sparse_down", "sparse_up",
+           "top_k", "union"]

@@ -1,23 +1,38 @@
-"""Float32 rows as the 8-bit codes that integer kernels read."""
+"""Float32 rows as activations for a matrix to multiply by, all of them or gathered ones."""
 
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import tvm
+from tvm.script.ir_builder import tirx as T
 
 from ..tiles import CpuTiles
 from .rows import rows
-from .vector import kernel, load, over_rows, rows_var
+from .vector import kernel, load, over_rows, rows_var, splat
 
 
 @cache
-def encode(tiles: CpuTiles, width: int, activations: str) -> tvm.tirx.PrimFunc:
-    """y = x, as ``activations``. Parameters: x f32 [n, width]; y [n, width] as ``activations``."""
+def encode(tiles: CpuTiles, width: int, activations: str, *, scale: float = 1.0,
+           gather: bool = False) -> tvm.tirx.PrimFunc:
+    """y = x * scale. Parameters: x f32 [n, width]; picked int32 [m] if ``gather`` (row r of y comes from row picked[r]
+    of x); y [n or m, width] as ``activations``."""
     with kernel(__name__) as k:
         n = rows_var()
         x = k.tensor((n, width))
-        y = rows(k, tiles, activations, (n,), width)
-        over_rows(n, tiles.parallel_rows,
-                  lambda row: y.write((row,), lambda i, lanes: load(x, row, i, lanes=lanes)))
+        m = rows_var() if gather else n
+        picked = k.tensor((m,), "int32") if gather else None
+        y = rows(k, tiles, activations, (m,), width)
+
+        def body(row: Any) -> None:
+            source = T.cast(picked[row], "int64") if gather else row
+
+            def read(i: Any, lanes: int) -> Any:
+                value = load(x, source, i, lanes=lanes)
+                return value if scale == 1.0 else value * splat(scale, lanes)
+
+            y.write((row,), read)
+
+        over_rows(m, tiles.parallel_rows, body)
     return k.func

@@ -232,7 +232,7 @@ ROUND_MAGIC_BITS = 0x4B400000  # its bits as an integer
 
 
 def exp(x: Any, lanes: int) -> Any:
-    """e**x for x <= 0 (clamped to [-87, 88]), within 2 ulp; the Cephes polynomial.
+    """e**x (x clamped to [-87, 88]), within 2 ulp; the Cephes polynomial.
 
     libm's expf would be called lane by lane; this stays in vector registers.
     """
@@ -249,6 +249,17 @@ def exp(x: Any, lanes: int) -> Any:
     int_type = vector("int32", lanes)
     exponent = T.shift_left(T.reinterpret(int_type, shifted), const(23, lanes, "int32"))
     return T.reinterpret(vector("float32", lanes), T.reinterpret(int_type, poly) + exponent)
+
+
+def log(x: Any) -> Any:
+    """Natural logarithm of a scalar from 1 up, within 1e-6 and exact at 1: Halley's iteration on ``exp`` (cubic), begun
+    with the bits of x read as a piecewise linear logarithm."""
+    bits = T.reinterpret("int32", x) - T.reinterpret("int32", T.float32(1))
+    y = Register(1, T.cast(bits, "float32") * T.float32(math.log(2) / 2**23))
+    for _ in range(2):
+        power = Register(1, exp(y.get(), 1)).get()
+        y.set(y.get() + T.float32(2) * (x - power) / (x + power))
+    return y.get()
 
 
 def silu(x: Any, lanes: int) -> Any:

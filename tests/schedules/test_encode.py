@@ -6,9 +6,11 @@ from harness import CODED, TOKENS, normal, out_rows, run, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from machine import skip_unless_it_can_run
 
 from schedules import activations, cpu
 from schedules.activations import CODE_WORDS, GROUP, LARGEST_CODE, LOW_BITS, PLANES
+from targets.cpu import cpu_target
 
 WIDTHS = (1, 31, 32, 33, 45, 96, 416)
 
@@ -51,6 +53,18 @@ def test_kernel_encodes_as_numpy_does(coded, rng, width):
     expected = activations.encode(x, mode)
     for n in TOKENS:
         assert same_bits(run(func, target, x[:n], out_rows(mode, n, width)), expected[:n]), n
+
+
+@pytest.mark.parametrize("mode", activations.ACTIVATIONS)
+def test_gathered_rows_are_scaled_before_they_are_rounded(rng, mode):
+    skip_unless_it_can_run(mode)
+    target, width, scale = cpu_target(), 45, 0.25
+    func = cpu.encode(target.tiles, width, mode, scale=scale, gather=True)
+    x = normal(rng, 33, width)
+    for picked in ([0], [32], [5, 5, 0, 32], rng.integers(0, 33, 65)):
+        picked = np.asarray(picked, "int32")
+        y = run(func, target, x, picked, out_rows(mode, len(picked), width))
+        assert same_bits(y, activations.encode(x[picked] * np.float32(scale), mode))
 
 
 @settings(max_examples=200, deadline=None)

@@ -36,6 +36,7 @@ KERNELS = {
     "commit": lambda t, d, a: cpu.commit(t, 64, 2, 128, d),
     "embedding": lambda t, d, a: cpu.embedding(t, 97, 64, d, 12.0),
     "encode": lambda t, d, a: cpu.encode(t, 96, a),
+    "gated_silu": lambda t, d, a: cpu.gated_silu(t, 96, a),
     "latent_query": lambda t, d, a: cpu.latent_query(t, 2, 96, 64, 32, 64, 64, _format(d, a), a),
     "linear": lambda t, d, a: cpu.linear(t, 96, 97, _format(d, a), a, bias_dtype=d, residual_scale=0.5),
     "rms_norm": lambda t, d, a: cpu.rms_norm(t, 96, 1e-5, d, a),
@@ -43,14 +44,16 @@ KERNELS = {
     "router": lambda t, d, a: cpu.router(t, 40, 96, "rms", 1e-5, 1.0, d, a),
     "sparse_down": lambda t, d, a: cpu.sparse_down(t, 20, 96, 64, _format(d, a), 0.5, a),
     "sparse_up": lambda t, d, a: cpu.sparse_up(t, 20, 96, 64, _format(d, a), a),
+    "top_k": lambda t, d, a: cpu.top_k(t, 300, 10, mapped=True),
     "union": lambda t, d, a: cpu.union(20),
     "value_projection": lambda t, d, a: cpu.attention(
         t, 4, 1, 64, key_dim=96, value_offset=0, value_dim=64, width=96, scale=0.1, cache_dtype=d, v_dim=32,
         weight_format=_format(d, a), activations=a),
 }
 NO_ARITHMETIC = {"commit", "embedding", "union"}
-CODES = {"encode", "latent_query", "linear", "rms_norm", "router", "sparse_down", "sparse_up", "value_projection"}
-DOTS = CODES - {"encode", "rms_norm", "router"}
+CODES = {"encode", "gated_silu", "latent_query", "linear", "rms_norm", "router", "sparse_down", "sparse_up",
+         "value_projection"}
+DOTS = CODES - {"encode", "gated_silu", "rms_norm", "router"}
 
 
 def _format(dtype, mode):

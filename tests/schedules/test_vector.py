@@ -1,4 +1,6 @@
-"""Vector building blocks: the exponential's accuracy, and a sum's fixed order."""
+"""Vector building blocks: accuracy of the exponential and the logarithm, and a sum's fixed order."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +24,13 @@ def test_exp_is_clamped_and_exact_at_zero(target):
     assert (y[:2] == 1).all()
     assert (y[2:6] == y[2]).all() and 0 < y[2] < 2e-38
     assert (y[6:] == y[6]).all() and 1e38 < y[6] < np.inf
+
+
+def test_logarithm(target):
+    x = np.concatenate([np.geomspace(1, 1e6, 4000), 1 + np.geomspace(1e-7, 1, 999), [1.0]]).astype("float32")
+    scalar = replace(target, tiles=replace(target.tiles, lanes=1))
+    y = run(elementwise(scalar, len(x), lambda value, _: vector.log(value)), target, x, Out((len(x),)))
+    assert np.abs(y - np.log(x.astype(np.float64))).max() <= 1e-6 and y[-1] == 0.0
 
 
 def test_vector_and_scalar_code_agree(target):
