@@ -13,7 +13,7 @@ from typing import Any
 from blockffn_mlc.builder import build_artifact, make_plan
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.progress import Progress
-from blockffn_mlc.sources import DEMO, open_model
+from blockffn_mlc.sources import DEMO, open_model, with_draft
 from blockffn_mlc.staging import check_destination
 from schedules.activations import ACTIVATIONS
 from targets import TARGETS, find_target
@@ -26,6 +26,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEMO, metavar="M",
                         help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
                              "NAME one of small, medium, large, xlarge, 3b")
+    parser.add_argument("--draft", type=Path, metavar="DIR",
+                        help="folder of an EAGLE draft of the model, compiled into the same artifact")
+    parser.add_argument("--draft-vocab", type=int, metavar="N",
+                        help="let the draft name the first N tokens of its frequency list (default: all)")
     parser.add_argument("--quantization", metavar="Q", help="weight format, in MLC's names "
                         "(default: q0f32 for the demo, q0f16 otherwise)")
     parser.add_argument("--activations", choices=ACTIVATIONS, metavar="A",
@@ -47,6 +51,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: expected at least 1")
+    if arguments.draft_vocab is not None and arguments.draft is None:
+        parser.error(f"--draft-vocab {arguments.draft_vocab}: expected --draft DIR beside it")
     return arguments
 
 
@@ -59,10 +65,12 @@ def run(arguments: argparse.Namespace) -> None:
     progress = Progress(arguments.quiet)
     target = find_target(arguments.target, arguments.cpu)
     model = open_model(arguments.model)
+    if arguments.draft is not None:
+        model = with_draft(model, arguments.draft, arguments.draft_vocab)
     quantization = arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
     with progress.step("plan"):
         plan = make_plan(model.config, target, quantization, arguments.context_window, arguments.prefill_chunk,
-                         model.folder, arguments.activations)
+                         model.folder, arguments.activations, model.draft)
     if not plan.chat["tokenizer_files"]:
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     out = arguments.output or Path("dist") / f"{model.name}-{quantization}-{target.name}"

@@ -22,6 +22,8 @@ class Chunk(NamedTuple):
     ancestors: nn.Tensor
     past: Any
     rope_table: nn.Tensor
+    slot: Any
+    """Where the first token's keys and values are written: ``past``, but for a draft's further levels"""
 
 
 def cache_shape(build: Build) -> tuple[int, int, int]:
@@ -77,7 +79,7 @@ class LatentAttention(nn.Module):
         a = self.qkv_a_proj(x)
         cache = op.tensor_ir_inplace_op(
             self.append, "append_latent",
-            [cache, a, self.kv_a_layernorm_weight, chunk.positions, chunk.rope_table, chunk.past], 0,
+            [cache, a, self.kv_a_layernorm_weight, chunk.positions, chunk.rope_table, chunk.slot], 0,
             nn.Tensor.placeholder(cache.shape, cache.dtype))
         query = call(self.query, "latent_query",
                      [self.q_a_layernorm(a), self.q_up, self.k_up, chunk.positions, chunk.rope_table],
@@ -112,7 +114,7 @@ class GroupedQueryAttention(nn.Module):
         heads, dim = c.num_attention_heads, c.head_dim
         qkv = self.qkv_proj(x)
         cache = op.tensor_ir_inplace_op(
-            self.append, "append_heads", [cache, qkv, chunk.positions, chunk.rope_table, chunk.past], 0,
+            self.append, "append_heads", [cache, qkv, chunk.positions, chunk.rope_table, chunk.slot], 0,
             nn.Tensor.placeholder(cache.shape, cache.dtype))
         query = call(self.rope_query, "rope_query", [qkv, chunk.positions, chunk.rope_table],
                      ((n, heads, dim), "float32"))

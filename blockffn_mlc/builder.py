@@ -14,8 +14,10 @@ from tvm.support import cc
 
 from .chat_config import FILE as CHAT_CONFIG
 from .chat_config import chat_config, copy_tokenizer
+from .checkpoint.draft import Draft
 from .compile import Graph, build_graph, compile_graph, planned_bytes
 from .config import BlockFFNConfig
+from .eagle import describe_draft
 from .errors import UserError
 from .kernel_calls import FILE as KERNEL_CALLS
 from .kernel_calls import describe_kernels
@@ -60,6 +62,7 @@ class Plan:
             "target": self.target.name, "host": self.target.host, "quantization": build.quantization.name,
             "activations": build.activations, "context_window": build.context_window,
             "prefill_chunk": build.prefill_chunk,
+            **({"draft_vocabulary": describe_draft(build)["vocab_size"]} if build.draft else {}),
             "functions": self.graph.functions(),
             "kernels": {name: str(func.attrs[build.kernels.ORIGIN])
                         for name, func in sorted(self.graph.kernels().items())},
@@ -70,10 +73,10 @@ class Plan:
 
 def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
               prefill_chunk: int | None = None, folder: Path | None = None,
-              activation_format: str | None = None) -> Plan:
+              activation_format: str | None = None, draft: Draft | None = None) -> Plan:
     """Check the options against the model and describe the build. ``folder``: the checkpoint's, for tokenizer
     and generation defaults (None: there are none). ``activation_format``: one of schedules.activations (None: the
-    fastest). Raises UserError."""
+    fastest). ``draft``: the draft model to compile into the same library. Raises UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
     chunk = min(DEFAULT_PREFILL_CHUNK, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
@@ -83,7 +86,7 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
-                  context, chunk)
+                  context, chunk, draft)
     graph = build_graph(build)
     library = f"lib/blockffn-{build.quantization.name}-{target.name}{target.library_suffix}"
     chat = chat_config(build, target.name, target.host, library, folder)

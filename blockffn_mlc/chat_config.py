@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from schedules.tiles import MAX_TREE_NODES
 
 from .attention import cache_shape
+from .eagle import describe_draft
 from .errors import UserError
 from .layers import Build
 
@@ -45,7 +46,8 @@ def chat_config(build: Build, target: str, host: str, library: str, folder: Path
             "format_version": FORMAT_VERSION, "library": library, "target": target, "host": host,
             "tvm_version": tvm.__version__, "max_tree_nodes": MAX_TREE_NODES,
             "activations": build.activations,
-            "cache": {"shape": list(cache_shape(build)), "dtype": build.quantization.cache_dtype}},
+            "cache": {"shape": list(cache_shape(build)), "dtype": build.quantization.cache_dtype},
+            **({"draft": describe_draft(build)} if build.draft else {})},
     }
 
 

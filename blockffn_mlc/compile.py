@@ -14,6 +14,7 @@ import tvm.relax.frontend.nn as nn
 from tvm import relax
 
 from .attention import cache_shape
+from .eagle import attention_build, describe_draft
 from .layers import Build
 from .model import Model
 from .virtual_machine import share_buffers, share_shapes
@@ -46,9 +47,13 @@ def build_graph(build: Build) -> Graph:
     model = Model(build)
     module, parameters = model.export_tvm(spec=model.export_spec())
     module = _with_upper_bounds(module, build)
-    cache_bytes = (build.config.num_hidden_layers * math.prod(cache_shape(build))
-                   * np.dtype(build.quantization.cache_dtype).itemsize)
+    cache_bytes = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
     return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes)
+
+
+def _cache_bytes(build: Build) -> int:
+    return (build.config.num_hidden_layers * math.prod(cache_shape(build))
+            * np.dtype(build.quantization.cache_dtype).itemsize)
 
 
 def compile_graph(graph: Graph, target: tvm.target.Target,
@@ -63,17 +68,21 @@ def compile_graph(graph: Graph, target: tvm.target.Target,
 
 
 def planned_bytes(graph: Graph) -> int:
-    """Bytes of intermediate results that one call of ``forward`` holds, for the longest chunk."""
+    """Bytes of intermediate results that one call of ``forward`` or ``draft`` holds, for the longest chunk."""
     with tvm.transform.PassContext(opt_level=3):
         planned = tvm.transform.Sequential(_PLANNING)(graph.module)
-    sizes: list[int] = []
 
-    def visit(node: Any) -> None:
-        if isinstance(node, relax.Call) and node.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
-            sizes.append(math.prod(int(size) for size in node.args[0].values))
+    def storage(function: relax.Function) -> int:
+        sizes: list[int] = []
 
-    relax.analysis.post_order_visit(planned["forward"].body, visit)
-    return sum(sizes)
+        def visit(node: Any) -> None:
+            if isinstance(node, relax.Call) and node.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
+                sizes.append(math.prod(int(size) for size in node.args[0].values))
+
+        relax.analysis.post_order_visit(function.body, visit)
+        return sum(sizes)
+
+    return max(storage(planned[name]) for name in {"forward", "draft"} & set(graph.functions()))
 
 
 def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]]) -> dict[s
         "context_window_size": build.context_window, "prefill_chunk_size": build.prefill_chunk, "max_batch_size": 1,
         "sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1, "active_vocab_size": build.config.vocab_size, "model_task": "chat",
-        "kv_state_kind": "none", "memory_usage": {},
+        "kv_state_kind": "none", "memory_usage": {}, **({"draft": describe_draft(build)} if build.draft else {}),
         "params": [{"name": name, "dtype": str(parameter.dtype), "shape": [int(size) for size in parameter.shape],
                     "preprocs": [], "pipeline_stages": [0]} for name, parameter in parameters],
     }

@@ -18,6 +18,7 @@ from schedules.activations import activation_shape
 from schedules.layout import FLOAT_FORMATS, Q4_SCALE_DTYPES, pack_rows, stored_shape
 from schedules.tiles import CpuTiles
 
+from .checkpoint.draft import Draft
 from .config import BlockFFNConfig
 from .quantization import Quantization, check_range
 
@@ -27,7 +28,8 @@ LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape 
 
 @dataclass(frozen=True)
 class Build:
-    """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits."""
+    """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits, the draft
+    model if there is to be one."""
 
     config: BlockFFNConfig
     quantization: Quantization
@@ -36,6 +38,7 @@ class Build:
     tiles: CpuTiles
     context_window: int
     prefill_chunk: int
+    draft: Draft | None = None
 
 
 def parameter(shape: Sequence[int], dtype: str, read: Callable[[Any], np.ndarray]) -> nn.Parameter:

@@ -10,7 +10,8 @@ from schedules.rope_table import rope_table
 
 from .attention import Chunk, GroupedQueryAttention, LatentAttention, cache_shape
 from .blockffn import BlockFFN
-from .layers import Build, Embedding, Linear, RMSNorm, parameter
+from .eagle import Eagle, attention_build
+from .layers import Build, Embedding, Linear, RMSNorm, call, parameter
 
 
 class DecoderLayer(nn.Module):
@@ -29,7 +30,7 @@ class DecoderLayer(nn.Module):
 
 
 class Model(nn.Module):
-    """BlockFFN for causal language modelling over our own cache tensors."""
+    """BlockFFN for causal language modelling over our own cache tensors, with a draft model if ``build`` has one."""
 
     def __init__(self, build: Build) -> None:
         c, self.build = build.config, build
@@ -42,17 +43,28 @@ class Model(nn.Module):
         self.rope_table = parameter(
             (build.context_window, c.rope_dim), "float32",
             lambda _: rope_table(build.context_window, c.rope_dim, c.rope_theta, c.rope_scaling_factor))
+        self.eagle = Eagle(build) if build.draft else None
+        self.hidden_norm = build.kernels.rms_norm(build.tiles, c.hidden_size, c.rms_norm_eps,
+                                                  build.quantization.model_dtype)
         self.commit_kernel = build.kernels.commit(build.tiles, *cache_shape(build), build.quantization.cache_dtype)
 
     def forward(self, ids: nn.Tensor, positions: nn.Tensor, visible: nn.Tensor, ancestors: nn.Tensor,
                 rows: nn.Tensor, past: tirx.Var, caches: list):
         """One pass over n tokens with the sparse FFN; see docs/artifact.md for every argument."""
-        return self._run(ids, Chunk(positions, visible, ancestors, past, self.rope_table), rows, caches, dense=False)
+        chunk = Chunk(positions, visible, ancestors, past, self.rope_table, past)
+        return self._run(ids, chunk, rows, caches, dense=False)
 
     def forward_dense(self, ids: nn.Tensor, positions: nn.Tensor, visible: nn.Tensor, ancestors: nn.Tensor,
                       rows: nn.Tensor, past: tirx.Var, caches: list):
         """``forward`` computing every expert: the twin that sparsity is measured against."""
-        return self._run(ids, Chunk(positions, visible, ancestors, past, self.rope_table), rows, caches, dense=True)
+        chunk = Chunk(positions, visible, ancestors, past, self.rope_table, past)
+        return self._run(ids, chunk, rows, caches, dense=True)
+
+    def draft(self, ids: nn.Tensor, hidden: nn.Tensor, positions: nn.Tensor, visible: nn.Tensor, ancestors: nn.Tensor,
+              rows: nn.Tensor, past: tirx.Var, offset: tirx.Var, caches: list):
+        """One pass of the draft model over n pairs of a token and the state before it."""
+        chunk = Chunk(positions, visible, ancestors, past, self.rope_table, past + offset)
+        return self.eagle(self.embed_tokens(ids), hidden, chunk, rows, caches)
 
     def commit(self, idx: nn.Tensor, past: tirx.Var, caches: list):
         """Move the accepted tree nodes' cache rows to past, past+1, ... in every layer."""
@@ -64,21 +76,28 @@ class Model(nn.Module):
         for layer, cache in zip(self.layers, caches):
             x, layer_scores = layer(x, chunk, cache, dense)
             scores.append(layer_scores)
-        hidden = self.norm(x, rows)
-        logits = self.lm_head(hidden) if self.lm_head else self.embed_tokens.logits(hidden)
-        return logits, tuple(scores)
+        last = self.norm(x, rows)
+        logits = self.lm_head(last) if self.lm_head else self.embed_tokens.logits(last)
+        if self.eagle is None:
+            return logits, tuple(scores)
+        return logits, tuple(scores), call(self.hidden_norm, "hidden", [x, self.norm.weight], (x.shape, "float32"))
 
     def export_spec(self) -> dict:
         """Argument types of the exported functions, for ``export_tvm``."""
-        build = self.build
-        caches = [spec.Tensor(cache_shape(build), build.quantization.cache_dtype)] * build.config.num_hidden_layers
+        build, per_token = self.build, spec.Tensor(["n"], "int32")
+        caches = _cache_spec(build)
+        packed, bare = ({"$": {"param_mode": mode, "effect_mode": "none"}} for mode in ("packed", "none"))
+        tokens = {"positions": per_token, "visible": per_token, "ancestors": spec.Tensor(["n", 2], "int32"),
+                  "rows": spec.Tensor(["m"], "int32"), "past": int}
+        forward = {"ids": per_token} | tokens | {"caches": caches} | packed
+        functions = {"forward": forward, "forward_dense": forward,
+                     "commit": {"idx": spec.Tensor(["k"], "int32"), "past": int, "caches": caches} | bare}
+        if build.draft:
+            hidden = spec.Tensor(["n", build.config.hidden_size], "float32")
+            functions["draft"] = {"ids": per_token, "hidden": hidden} | tokens | {
+                "offset": int, "caches": _cache_spec(attention_build(build))} | packed
+        return functions
 
-        def forward() -> dict:
-            per_token = {name: spec.Tensor(["n"], "int32") for name in ("ids", "positions", "visible")}
-            return per_token | {
-                "ancestors": spec.Tensor(["n", 2], "int32"), "rows": spec.Tensor(["m"], "int32"),
-                "past": int, "caches": caches, "$": {"param_mode": "packed", "effect_mode": "none"}}
 
-        commit = {"idx": spec.Tensor(["k"], "int32"), "past": int, "caches": caches,
-                  "$": {"param_mode": "none", "effect_mode": "none"}}
-        return {"forward": forward(), "forward_dense": forward(), "commit": commit}
+def _cache_spec(build: Build) -> list[spec.Tensor]:
+    return [spec.Tensor(cache_shape(build), build.quantization.cache_dtype)] * build.config.num_hidden_layers

@@ -10,7 +10,7 @@ from ..config import BlockFFNConfig
 from ..errors import UserError
 from .files import locate_tensors
 from .names import Shape, Stored, expected_shapes, spellings
-from .tensor_file import DTYPES, TensorFile
+from .tensor_file import TensorFile, check_stored
 
 __all__ = ["Checkpoint", "expected_shapes", "open_checkpoint"]
 
@@ -78,20 +78,10 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 def _find(folder: Path, files: dict[str, TensorFile], choices: list[Stored]) -> Stored:
     for choice in choices:
         if choice.name in files:
-            _check(files[choice.name], choice)
+            check_stored(files[choice.name], choice.name, choice.shape)
             return choice
     expected = choices[0]
     raise UserError(f"{folder}: tensor {expected.name!r} is missing; expected shape {list(expected.shape)}")
-
-
-def _check(file: TensorFile, expected: Stored) -> None:
-    shape, dtype = file.shapes[expected.name], file.dtypes[expected.name]
-    if shape != expected.shape:
-        raise UserError(f"{file.path}: tensor {expected.name!r}: expected shape {list(expected.shape)}, "
-                        f"found {list(shape)}")
-    if dtype not in DTYPES:
-        raise UserError(f"{file.path}: tensor {expected.name!r}: expected dtype {', '.join(DTYPES[:-1])} or "
-                        f"{DTYPES[-1]}, found {dtype}")
 
 
 def _tied_head(config: BlockFFNConfig, files: dict[str, TensorFile]) -> Stored | None:
@@ -100,7 +90,7 @@ def _tied_head(config: BlockFFNConfig, files: dict[str, TensorFile]) -> Stored |
         return None
     shape: Shape = (config.vocab_size, config.hidden_size)
     head = Stored("lm_head.weight", shape, shape, (0, 1))
-    _check(files[head.name], head)
+    check_stored(files[head.name], head.name, head.shape)
     return head
 
 

@@ -23,6 +23,15 @@ class TensorFile(Protocol):
         """Rows start..stop-1 along the first axis as float32. Raises UserError on non-finite values."""
 
 
+def check_stored(file: TensorFile, name: str, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless tensor ``name`` of ``file`` has ``shape`` and a dtype of ``DTYPES``."""
+    if file.shapes[name] != shape:
+        raise UserError(f"{file.path}: tensor {name!r}: expected shape {list(shape)}, found {list(file.shapes[name])}")
+    if file.dtypes[name] not in DTYPES:
+        raise UserError(f"{file.path}: tensor {name!r}: expected dtype {', '.join(DTYPES[:-1])} or {DTYPES[-1]}, "
+                        f"found {file.dtypes[name]}")
+
+
 def check_finite(values: np.ndarray, name: str, path: Path) -> None:
     """Raise UserError if a weight is NaN or infinite."""
     # The extremes propagate NaN, and unlike isfinite(values) they need no array of flags.

@@ -81,7 +81,7 @@ class Description:
 
 
 def _pass(raw: dict[str, Any]) -> Pass:
-    logits, scores = raw["results"]
+    logits, scores, *_ = raw["results"]
     calls = tuple(Call(call["kernel"], tuple(call["inputs"]), tuple(call["results"]), tuple(call["in_place"]))
                   for call in raw["calls"])
     return Pass(_tensors(raw["arguments"]), _tensors(raw["values"]), calls, logits, tuple(scores))

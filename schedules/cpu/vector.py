@@ -259,7 +259,7 @@ def log(x: Any) -> Any:
     for _ in range(2):
         power = Register(1, exp(y.get(), 1)).get()
         y.set(y.get() + T.float32(2) * (x - power) / (x + power))
-    return y.get()
+    return T.max(y.get(), T.float32(0))
 
 
 def silu(x: Any, lanes: int) -> Any:
