@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from blockffn_mlc.errors import UserError
 
+from .drafters import Drafter
 from .engine import Engine
 from .generation import Generation
 from .sampling import Sampling
@@ -14,13 +15,15 @@ from .tokenizer import StreamDecoder
 class Conversation:
     """Questions and answers. Each turn feeds only what the cache does not hold yet."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Raises UserError when the artifact has no tokenizer or no usable template."""
+    def __init__(self, engine: Engine, draft: str | Drafter = "auto", tree_size: int | None = None) -> None:
+        """``draft``, ``tree_size``: see ``Engine.generate``. Raises UserError when the artifact has no tokenizer or no
+        usable template, or cannot draft so."""
         if not engine.has_tokenizer:
             raise UserError(f"{engine.artifact.path}: this artifact has no tokenizer, which a conversation needs")
         self._engine = engine
         self._template = load_template(engine.artifact, engine.tokenizer)
-        self.session = engine.session()
+        self.session = engine.session(draft)
+        self._controller = engine.controller(self.session.drafter, tree_size)
         self.turns: list[Turn] = []
         self._generation: Generation | None = None
 
@@ -38,7 +41,7 @@ class Conversation:
         cached = self.session.reuse(ids)
         generation = Generation(self.session, ids[cached:], sampling, stop_ids=self._template.stop_ids,
                                 max_tokens=max_tokens and min(max_tokens, window - len(ids)),
-                                decoder=StreamDecoder(self._engine.tokenizer))
+                                decoder=StreamDecoder(self._engine.tokenizer), controller=self._controller)
         self.turns.append(turn)
         self._generation = generation
         return generation

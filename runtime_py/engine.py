@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
+from blockffn_mlc.errors import UserError
+
 from .artifact import Artifact
+from .drafters import Drafter, make_drafter
 from .generation import Generation
 from .library import Library
 from .sampling import GREEDY, Sampling
 from .session import Output, Session
+from .speculation import PLAIN, FixedShape, ShapeController, fixed_shape
 from .stats import Stopwatch
 from .tokenizer import StreamDecoder, Tokenizer
 from .tvm_runtime import pin_threads, set_threads
@@ -72,20 +76,38 @@ class Engine:
         """Token ids of a text, bos first, as this family's Hugging Face tokenizers give them."""
         return [self.artifact.config.bos_token_id, *self.tokenizer.encode(text)]
 
-    def session(self) -> Session:
-        """A new, empty conversation cache."""
-        return Session(self.artifact, self.library)
+    def session(self, draft: str | Drafter = "none") -> Session:
+        """A new, empty conversation cache, with a drafter of its own (see ``generate``)."""
+        return Session(self.artifact, self.library, make_drafter(draft, self.artifact, self.library))
 
-    def generate(self, prompt: str | Sequence[int], max_tokens: int | None = None,
-                 sampling: Sampling = GREEDY) -> Generation:
+    def controller(self, drafter: Drafter | None, tree_size: int | None = None) -> ShapeController:
+        """What decides how large a tree ``drafter`` drafts from pass to pass; ``tree_size`` fixes it (1: plain
+        decoding). Raises UserError for a size that the artifact or the drafter cannot have."""
+        limit = min(self.artifact.max_tree_nodes, self.artifact.prefill_chunk_size)
+        if tree_size is not None and not 1 <= tree_size <= limit:
+            raise UserError(f"tree size: expected 1 to {limit} nodes, which this artifact allows, found {tree_size}")
+        if drafter is None and tree_size not in (None, 1):
+            raise UserError(f"tree size: {tree_size} nodes need a drafter, found draft 'none'; use 'auto'")
+        if drafter is None or tree_size == 1:
+            return FixedShape(PLAIN)
+        return FixedShape(fixed_shape(tree_size or min(8, limit), drafter))
+
+    def generate(self, prompt: str | Sequence[int], max_tokens: int | None = None, sampling: Sampling = GREEDY, *,
+                 draft: str | Drafter = "auto", tree_size: int | None = None) -> Generation:
         """Continue a text or token ids (taken as they are) until an eos token or ``max_tokens``
-        (None: up to 256, as the window allows). Returns an iterator of tokens. Raises UserError before
-        any work when prompt and ``max_tokens`` do not fit into the context window."""
-        session = self.session()
+        (None: up to 256, as the window allows). Returns an iterator of tokens.
+
+        Drafts change how fast tokens come, never which. ``draft``: "eagle" (the artifact's draft model), "ngram"
+        (lookup in the text itself), "auto" (the former where there is one, else the latter), "none", or a drafter.
+        ``tree_size``: nodes of the tree drafted in every pass (1: none; None: as it pays).
+
+        Raises UserError before any work when prompt and ``max_tokens`` do not fit into the context window, or the
+        artifact cannot draft so."""
+        session = self.session(draft)
         ids = session.checked(self._ids(prompt))
         decoder = StreamDecoder(self.tokenizer, ids) if self.has_tokenizer else None
-        return Generation(session, ids, sampling, stop_ids=self.artifact.config.eos_token_id,
-                          max_tokens=max_tokens, decoder=decoder)
+        return Generation(session, ids, sampling, stop_ids=self.artifact.config.eos_token_id, max_tokens=max_tokens,
+                          decoder=decoder, controller=self.controller(session.drafter, tree_size))
 
     def score(self, text: str | Sequence[int], chunk: int | None = None) -> Score:
         """Logits, router scores and log-probabilities of a text or of token ids (taken as they are).

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from blockffn_mlc.errors import UserError
 
 from .sampling import Sampler, Sampling
 from .session import Session
+from .speculation import PLAIN, FixedShape, ShapeController, advance
 from .stats import Stats, Stopwatch
 from .tokenizer import StreamDecoder
 
@@ -26,15 +25,19 @@ class Token:
 
 
 class Generation:
-    """Iterate to generate; ``ids``, ``text``, ``stats`` and ``finish_reason`` grow meanwhile.
+    """Iterate to generate; ``ids``, ``text``, ``stats`` and ``finish_reason`` grow meanwhile. ``draft``: the name of
+    the session's drafter, or "none".
 
     Stops after a token of ``stop_ids`` (part of ``ids``, not of ``text``; finish_reason "eos") or after
-    ``max_tokens`` ("length"). The session then holds everything but the last token.
+    ``max_tokens`` ("length"). The session then holds everything but the last token; one that is broken off may hold
+    tokens that were accepted but not asked for.
     """
 
     def __init__(self, session: Session, prompt: Sequence[int], sampling: Sampling, *, stop_ids: Collection[int],
-                 max_tokens: int | None = None, decoder: StreamDecoder | None = None) -> None:
-        """``max_tokens`` None: up to 256, as the window allows. Raises UserError before any work when the
+                 max_tokens: int | None = None, decoder: StreamDecoder | None = None,
+                 controller: ShapeController | None = None) -> None:
+        """``max_tokens`` None: up to 256, as the window allows. ``controller``: decides what the session's drafter
+        drafts; None: plain decoding. The tokens are the same either way. Raises UserError before any work when the
         prompt and ``max_tokens`` do not fit into the context window."""
         if max_tokens is not None and max_tokens < 1:
             raise UserError(f"max_tokens: expected a positive integer, found {max_tokens}")
@@ -42,8 +45,10 @@ class Generation:
         self._session = session
         self._stop_ids = frozenset(stop_ids)
         self._decoder = decoder
+        self._controller = controller or FixedShape(PLAIN)
         self.max_tokens = max_tokens or min(DEFAULT_MAX_TOKENS, session.room - len(prompt))
         self.sampling = sampling
+        self.draft = session.drafter.name if session.drafter else "none"
         self.ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
@@ -64,17 +69,20 @@ class Generation:
         sample, clock = Sampler(self.sampling), Stopwatch()
         logits = self._session.extend(prompt)
         self.stats.prefill_seconds = clock.seconds
-        token = self._take(sample, logits)
+        token = self._take(sample(logits, self._session.tokens))
         self.stats.time_to_first_token = clock.seconds
         yield token
         while self.finish_reason is None:
             clock = Stopwatch()
-            token = self._take(sample, self._session.step(token.id))
-            self.stats.decode_seconds += clock.seconds
-            yield token
+            tokens = advance(self._session, self.ids[-1], self.max_tokens - len(self.ids), sample, self._stop_ids,
+                             self._controller, self.stats)
+            for token_id in tokens:
+                token = self._take(token_id)
+                self.stats.decode_seconds += clock.seconds
+                yield token
+                clock = Stopwatch()  # the time between tokens belongs to who asks for them
 
-    def _take(self, sample: Sampler, logits: np.ndarray) -> Token:
-        token_id = sample(logits, self._session.tokens)
+    def _take(self, token_id: int) -> Token:
         self.ids.append(token_id)
         self.stats.generated_tokens += 1
         if token_id in self._stop_ids:

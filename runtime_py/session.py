@@ -11,14 +11,15 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .artifact import Artifact
+from .drafters import Drafter
 from .library import Library
 
 
 @dataclass(frozen=True)
 class Output:
-    """One forward pass over n tokens: ``logits`` float32 [m, V] of the m rows asked for, and the
-    router scores of all n tokens, one float32 [n, E] per layer. ``hidden`` float32 [n, H]: the states after the final
-    norm, None without a draft model."""
+    """One forward pass over n tokens: ``logits`` float32 [m, V] of the m rows asked for, the router scores of all n
+    tokens, one float32 [n, E] per layer, and, where the artifact has a draft model, ``hidden`` float32 [n, H]: the
+    state after the final norm."""
 
     logits: np.ndarray
     layer_scores: Sequence[np.ndarray]
@@ -32,14 +33,17 @@ class Output:
 
 class Session:
     """The tokens whose keys and values are cached, in order. Rows beyond ``length`` are never visible,
-    so dropping tokens costs nothing."""
+    so dropping tokens costs nothing. ``drafter``, if any, is told of every change; it starts empty as well."""
 
-    def __init__(self, artifact: Artifact, library: Library) -> None:
+    def __init__(self, artifact: Artifact, library: Library, drafter: Drafter | None = None) -> None:
         self._artifact = artifact
         self._library = library
         self._caches = library.new_caches()
-        self._tree: tuple[list[int], list[int]] | None = None
+        self._tree: tuple[list[int], list[int], np.ndarray | None] | None = None
         self.tokens: list[int] = []
+        self.drafter = drafter
+        if drafter is not None:
+            drafter.rollback(0)
 
     @property
     def length(self) -> int:
@@ -86,8 +90,8 @@ class Session:
         UserError when there is no room for it, but does not check that it is one of the model's."""
         self.check_room(1)
         self._tree = None
-        logits, _ = self._library.step(token, len(self.tokens), self._caches)
-        self.tokens.append(token)
+        logits, hidden = self._library.step(token, len(self.tokens), self._caches)
+        self._hold([token], hidden)
         return logits
 
     def stream(self, ids: Sequence[int], chunk: int | None = None, all_logits: bool = False) -> Iterator[Output]:
@@ -106,7 +110,7 @@ class Session:
             steps = np.arange(n, dtype=np.int32)
             output = self._forward(part, past + steps, past + steps + 1, np.zeros((n, 2), np.int32),
                                    steps if all_logits else steps[-1:])
-            self.tokens.extend(part)
+            self._hold(part, output.hidden)
             yield output
 
     def tree(self, ids: Sequence[int], parents: Sequence[int]) -> Output:
@@ -134,20 +138,20 @@ class Session:
         self._tree = None
         ancestors = np.array(masks, "<u8").view("<i4").reshape(n, 2)
         output = self._forward(ids, past + np.array(depth), np.full(n, past), ancestors, np.arange(n))
-        self._tree = ids, list(parents)
+        self._tree = ids, list(parents), output.hidden
         return output
 
     def commit(self, path: Sequence[int]) -> None:
         """Keep one path of the last tree: ascending nodes, each the parent of the next, from the root on."""
         if self._tree is None:
             raise ValueError("commit needs a tree that was just tried")
-        ids, parents = self._tree
+        ids, parents, hidden = self._tree
         for parent, node in zip([-1, *path], path):
             if not 0 <= node < len(ids) or parents[node] != parent:
                 raise ValueError(f"{list(path)} is no path from the root of the tree")
         if list(path) != list(range(len(path))):
             self._library.commit(np.array(path, np.int32), self.length, self._caches)
-        self.tokens.extend(ids[node] for node in path)
+        self._hold([ids[node] for node in path], None if hidden is None else hidden[list(path)])
         self._tree = None
 
     def rollback(self, length: int) -> None:
@@ -156,6 +160,8 @@ class Session:
             raise ValueError(f"cannot roll back to {length}: the session holds {self.length} tokens")
         del self.tokens[length:]
         self._tree = None
+        if self.drafter is not None:
+            self.drafter.rollback(length)
 
     def reuse(self, ids: Sequence[int]) -> int:
         """Roll back to the longest prefix shared with ``ids``, leaving at least the last of them to feed.
@@ -167,6 +173,11 @@ class Session:
             shared += 1
         self.rollback(shared)
         return shared
+
+    def _hold(self, tokens: list[int], hidden: np.ndarray | None) -> None:
+        if self.drafter is not None:
+            self.drafter.extend(tokens, hidden)
+        self.tokens.extend(tokens)  # last: a drafter ahead of its session is put right by the next rollback
 
     def _forward(self, ids: list[int], positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                  rows: np.ndarray) -> Output:

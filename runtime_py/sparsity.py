@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,12 @@ def chunk_level_sparsity(active: np.ndarray, window: int) -> float | None:
         return None
     union = active[..., :count * window, :].reshape(*lead, count, window, experts).any(axis=-2)
     return 1.0 - float(union.mean())
+
+
+def union_share(layer_scores: Sequence[np.ndarray]) -> float:
+    """Share of all experts that at least one token of a pass uses, from its router scores, float32 [T, E] per layer."""
+    used = np.concatenate(layer_scores, axis=1).any(axis=0)
+    return np.count_nonzero(used) / len(used)
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,54 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
 @dataclass
 class Stats:
-    """Times in seconds. The first token comes out of the prefill, so ``decode`` covers the others."""
+    """Times in seconds. The first token comes out of the prefill, so ``decode`` and the passes cover the others.
+
+    ``drafted``: tokens proposed to the model, of which it accepted some. ``accept_lengths``: the new tokens of every
+    pass, plain ones included. ``union_shares``: for every pass that verified a tree, the share of experts that at least
+    one node used. ``draft`` and ``verify`` (the passes of the model, plain ones included) are parts of ``decode``.
+    """
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
     prefill_seconds: float = 0.0
     time_to_first_token: float = 0.0
     decode_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    drafted: int = 0
+    accept_lengths: list[int] = field(default_factory=list)
+    union_shares: list[float] = field(default_factory=list)
+
+    @property
+    def passes(self) -> int:
+        return len(self.accept_lengths)
+
+    @property
+    def accepted(self) -> int:
+        """Drafted tokens that became text."""
+        return sum(self.accept_lengths) - self.passes
+
+    @property
+    def mean_accept_length(self) -> float | None:
+        """New tokens per pass, the bonus token included."""
+        return _mean(self.accept_lengths)
+
+    @property
+    def union_share(self) -> float | None:
+        """Mean over the passes that verified a tree."""
+        return _mean(self.union_shares)
+
+    @property
+    def overhead_seconds(self) -> float:
+        """Decoding without drafts and passes: choosing tokens, keeping the accepted ones, text."""
+        return self.decode_seconds - self.draft_seconds - self.verify_seconds
 
     @property
     def prefill_rate(self) -> float | None:
@@ -37,6 +71,14 @@ class Stats:
             "prefill_tokens_per_s": self.prefill_rate,
             "decode_tokens_per_s": self.decode_rate,
             "time_to_first_token_s": self.time_to_first_token,
+            "passes": self.passes,
+            "drafted_tokens": self.drafted,
+            "accepted_tokens": self.accepted,
+            "mean_accept_length": self.mean_accept_length,
+            "union_share": self.union_share,
+            "draft_s": self.draft_seconds,
+            "verify_s": self.verify_seconds,
+            "overhead_s": self.overhead_seconds,
             "peak_memory_bytes": peak_memory(),
         }
 
@@ -44,8 +86,15 @@ class Stats:
         rates = [f"{name} {count} tokens" + (f" at {rate:.1f} tokens/s" if rate else "")
                  for name, count, rate in (("prefill", self.prompt_tokens, self.prefill_rate),
                                            ("decode", self.generated_tokens, self.decode_rate))]
-        return ", ".join([*rates, f"first token after {self.time_to_first_token * 1e3:.0f} ms",
-                          f"peak memory {peak_memory() / 2**20:.0f} MiB"])
+        parts = [*rates, f"first token after {self.time_to_first_token * 1e3:.0f} ms",
+                 f"peak memory {peak_memory() / 2**20:.0f} MiB"]
+        return ", ".join(parts) + (f"\n{self._speculation()}" if self.drafted else "")
+
+    def _speculation(self) -> str:
+        parts = {"draft": self.draft_seconds, "verify": self.verify_seconds, "overhead": self.overhead_seconds}
+        shares = ", ".join(f"{name} {seconds / self.decode_seconds:.0%}" for name, seconds in parts.items())
+        return (f"drafted {self.drafted} tokens, accepted {self.accepted}, {self.mean_accept_length:.2f} new tokens "
+                f"per pass, {self.union_share:.1%} of the experts in a pass over drafts; {shares} of the time")
 
 
 class Stopwatch:
@@ -73,3 +122,7 @@ def peak_memory() -> int:
 
 def _rate(count: int, seconds: float) -> float | None:
     return count / seconds if count > 0 and seconds > 0 else None
+
+
+def _mean(values: list[int] | list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -13,7 +13,7 @@ from blockffn_mlc.errors import UserError
 from ..conversation import Conversation
 from ..generation import Generation
 from ..sampling import Sampling
-from .common import add_command, add_sampling, given_sampling, load_engine, note, positive_int
+from .common import add_command, add_drafting, add_sampling, given_sampling, load_engine, note, positive_int
 
 HELP = """\
 /help             this text
@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser = add_command(subparsers, "chat", "talk to the model in the terminal", run,
                          "The cache is kept from turn to turn. Commands inside: /help /stats /reset /set /exit.")
     add_sampling(parser, "Default: what the artifact's mlc-chat-config.json says.")
+    add_drafting(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> None:
     engine = load_engine(args)
     defaults = {name: engine.artifact.chat_config[name] for name in _ARTIFACT_DEFAULTS
                 if isinstance(engine.artifact.chat_config.get(name), (int, float))}
-    chat = Chat(Conversation(engine), Sampling(**defaults | given_sampling(args)), args.max_tokens)
+    conversation = Conversation(engine, args.draft, args.tree_size)
+    chat = Chat(conversation, Sampling(**defaults | given_sampling(args)), args.max_tokens)
     with contextlib.suppress(ImportError):  # line editing and history, where the system has it
         import readline  # noqa: F401
     note(f"{engine.artifact.name}: /help lists the commands")

@@ -10,6 +10,7 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
+from ..drafters import DRAFTS
 from ..engine import Engine
 from ..files import read_ids, read_text
 from ..sampling import Sampling
@@ -60,6 +61,16 @@ def add_sampling(parser: argparse.ArgumentParser, defaults: str) -> None:
     group.add_argument("--seed", type=int, metavar="S", help="makes sampled text repeatable")
     parser.add_argument("--max-tokens", type=positive_int, metavar="N", help="tokens to generate at most "
                         "(default: 256, as the context window allows)")
+
+
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    """Options of speculative decoding."""
+    group = parser.add_argument_group("speculative decoding", "Drafted tokens are verified several at a time. "
+                                      "The text is the same with and without.")
+    group.add_argument("--draft", choices=DRAFTS, default="auto", help="eagle: the artifact's draft model, ngram: "
+                       "lookup in the text itself, auto (default): the former where there is one, else the latter")
+    group.add_argument("--tree-size", type=positive_int, metavar="N", help="draft trees of N nodes, the last token "
+                       "included; 1 is plain decoding (default: as it pays)")
 
 
 def given_sampling(args: argparse.Namespace) -> dict[str, Any]:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from blockffn_mlc.errors import UserError
+
 from ..tree import Tree, TreeShape
+
+if TYPE_CHECKING:
+    from ..artifact import Artifact
+    from ..library import Library
+
+DRAFTS = ("none", "ngram", "eagle", "auto")
 
 
 class Drafter(Protocol):
@@ -28,3 +36,23 @@ class Drafter(Protocol):
 
     def rollback(self, length: int) -> None:
         """The session forgot its tokens from position ``length`` on."""
+
+
+def make_drafter(draft: str | Drafter, artifact: Artifact, library: Library) -> Drafter | None:
+    """The drafter of a new session by name, None for "none"; a drafter is returned as it is. "auto": the artifact's
+    draft model where it has one, else lookup in the text itself. Raises UserError."""
+    if not isinstance(draft, str):
+        return draft
+    if draft not in DRAFTS:
+        raise UserError(f"draft: expected one of {', '.join(DRAFTS)}, found {draft!r}")
+    if draft == "none":
+        return None
+    model = artifact.draft
+    if draft == "eagle" and model is None:
+        raise UserError(f"{artifact.path}: has no draft model, which draft 'eagle' needs; use 'ngram', or rebuild the "
+                        "artifact with --draft DIR")
+    if draft == "ngram" or model is None:
+        from .ngram import NgramDrafter
+        return NgramDrafter()
+    from .eagle import EagleDrafter
+    return EagleDrafter(artifact, library)

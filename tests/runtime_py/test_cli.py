@@ -81,9 +81,10 @@ def test_generate_json(run, artifact_folder, tmp_path):
                          "--temperature", 2, "--seed", 3)
     found = json.loads(out)
     assert code == 0 and err == ""
-    assert set(found) == {"artifact", "text", "ids", "finish_reason", "prompt_tokens", "generated_tokens",
-                          "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "peak_memory_bytes",
-                          "load_s", "threads", "sampling"}
+    assert set(found) == {"artifact", "text", "ids", "finish_reason", "draft", "prompt_tokens", "generated_tokens",
+                          "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "passes",
+                          "drafted_tokens", "accepted_tokens", "mean_accept_length", "union_share", "draft_s",
+                          "verify_s", "overhead_s", "peak_memory_bytes", "load_s", "threads", "sampling"}
     assert len(found["ids"]) == found["generated_tokens"] == 5 and found["artifact"] == "toy"
     assert found["sampling"]["seed"] == 3 and found["sampling"]["temperature"] == 2
 

@@ -1,0 +1,77 @@
+"""One step of decoding: draft a token tree, verify it in one pass of the target, keep what it accepts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from time import perf_counter
+from typing import Protocol
+
+from .drafters import Drafter
+from .session import Session
+from .sparsity import union_share
+from .stats import Stats
+from .tree import Tree, TreeShape
+from .verification import Sample, accept
+
+PLAIN = TreeShape(size=1, depth=0, top_k=1)
+
+
+class ShapeController(Protocol):
+    """Decides from pass to pass how large a tree to draft."""
+
+    def choose(self) -> TreeShape:
+        """The shape of the next pass; size 1: plain decoding."""
+
+    def observe(self, tree: Tree, path: list[int]) -> None:
+        """What came of it: the tree that was verified and the nodes that were accepted, from the root (0) on."""
+
+
+class FixedShape:
+    """A controller that always chooses the same shape."""
+
+    def __init__(self, shape: TreeShape) -> None:
+        self.shape = shape
+
+    def choose(self) -> TreeShape:
+        return self.shape
+
+    def observe(self, tree: Tree, path: list[int]) -> None:
+        pass
+
+
+def fixed_shape(size: int, drafter: Drafter) -> TreeShape:
+    """A sensible shape of ``size`` nodes. A level costs a draft model a pass, and a lookup next to nothing."""
+    return TreeShape(size, min(size - 1, size.bit_length()) if drafter.name == "eagle" else size - 1, top_k=10)
+
+
+def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: Collection[int],
+            controller: ShapeController, stats: Stats) -> list[int]:
+    """The tokens that one pass adds behind ``root``, the token chosen last: at least one, at most ``limit``, drawn as
+    plain decoding draws them (``verification.accept``), the last one possibly of ``stop_ids``.
+
+    The session, which has room for ``limit`` tokens and the root, then holds everything but the last of them. Where
+    the drafter has nothing to propose, or one token is wanted, the pass is a plain step.
+    """
+    start = perf_counter()
+    shape = controller.choose()
+    if shape.depth >= limit:  # a path of d nodes below the root gives d + 1 tokens
+        shape = replace(shape, depth=limit - 1)
+    tree = session.drafter.draft(root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
+    drafted = perf_counter()
+    if len(tree) == 1:
+        logits = session.step(root)[None]
+        verified = perf_counter()
+        path, tokens = accept(tree, logits, sample, session.tokens)
+    else:
+        output = session.tree(tree.tokens, tree.parents)
+        verified = perf_counter()
+        path, tokens = accept(tree, output.logits, sample, session.tokens, stop_ids)
+        session.commit(path)
+        stats.union_shares.append(union_share(output.layer_scores))
+    controller.observe(tree, path)
+    stats.drafted += len(tree) - 1
+    stats.accept_lengths.append(len(path))
+    stats.draft_seconds += drafted - start
+    stats.verify_seconds += verified - drafted
+    return tokens
