@@ -62,7 +62,7 @@ class Plan:
             "target": self.target.name, "host": self.target.host, "quantization": build.quantization.name,
             "activations": build.activations, "context_window": build.context_window,
             "prefill_chunk": build.prefill_chunk,
-            **({"draft_vocabulary": describe_draft(build)["vocab_size"]} if build.draft else {}),
+            **({"draft_vocab": describe_draft(build)["vocab_size"]} if build.draft else {}),
             "functions": self.graph.functions(),
             "kernels": {name: str(func.attrs[build.kernels.ORIGIN])
                         for name, func in sorted(self.graph.kernels().items())},

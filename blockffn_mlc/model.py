@@ -90,7 +90,7 @@ class Model(nn.Module):
         tokens = {"positions": per_token, "visible": per_token, "ancestors": spec.Tensor(["n", 2], "int32"),
                   "rows": spec.Tensor(["m"], "int32"), "past": int}
         forward = {"ids": per_token} | tokens | {"caches": caches} | packed
-        functions = {"forward": forward, "forward_dense": forward,
+        functions = {"forward": forward, "forward_dense": dict(forward),  # TVM takes the "$" out of a dictionary
                      "commit": {"idx": spec.Tensor(["k"], "int32"), "past": int, "caches": caches} | bare}
         if build.draft:
             hidden = spec.Tensor(["n", build.config.hidden_size], "float32")
