@@ -76,9 +76,10 @@ class Engine:
         """Token ids of a text, bos first, as this family's Hugging Face tokenizers give them."""
         return [self.artifact.config.bos_token_id, *self.tokenizer.encode(text)]
 
-    def session(self, draft: str | Drafter = "none") -> Session:
-        """A new, empty conversation cache, with a drafter of its own (see ``generate``)."""
-        return Session(self.artifact, self.library, make_drafter(draft, self.artifact, self.library))
+    def session(self, draft: str | Drafter = "none", *, dense: bool = False) -> Session:
+        """A new, empty conversation cache, with a drafter of its own (see ``generate``). ``dense``: every expert is
+        computed, to compare with."""
+        return Session(self.artifact, self.library, make_drafter(draft, self.artifact, self.library), dense=dense)
 
     def controller(self, drafter: Drafter | None, tree_size: int | None = None) -> ShapeController:
         """What decides how large a tree ``drafter`` drafts from pass to pass; ``tree_size`` fixes it (1: plain

@@ -101,12 +101,12 @@ class Library:
         result = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
         return np.from_dlpack(self._item(result, 0)), _Arrays(self._item(result, 1)), self._hidden(result)
 
-    def step(self, token: int, past: int, caches: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    def step(self, token: int, past: int, caches: Any, *, dense: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
         """``forward`` of one token behind ``past`` others -> logits float32 [V], hidden float32 [1, H] (None without a
         draft model); writes caches."""
         ids, positions, visible = self._step_numbers
         ids[0], positions[0], visible[0] = token, past, past + 1
-        result = self._call(self._forwards[False], *self._step_tensors, self._ffi.Shape((past,)), caches, self._params)
+        result = self._call(self._forwards[dense], *self._step_tensors, self._ffi.Shape((past,)), caches, self._params)
         return np.from_dlpack(self._item(result, 0))[0], self._hidden(result)
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:

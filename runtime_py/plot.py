@@ -17,15 +17,15 @@ from .files import check_output, replacing
 FORMATS = (".png", ".html")
 
 
-def check_plot(path: str | Path) -> None:
-    """Raises UserError, before work starts, for an unknown format, an unwritable place, or without matplotlib
-    for .png."""
+def check_plot(path: str | Path, formats: Sequence[str] = FORMATS) -> None:
+    """Raises UserError, before work starts, for another format than ``formats``, an unwritable place, or without
+    matplotlib for .png."""
     suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise UserError(f"{path}: plot format {suffix!r} is unknown; name a .png or .html file")
+    if suffix not in formats:
+        raise UserError(f"{path}: plot format {suffix!r} is unknown; name a {' or '.join(formats)} file")
     check_output(path)
     if suffix == ".png":
-        _matplotlib()
+        load_pyplot()
 
 
 def plot_activity(path: str | Path, active: np.ndarray, tokens: Sequence[str], title: str) -> None:
@@ -40,19 +40,19 @@ def plot_activity(path: str | Path, active: np.ndarray, tokens: Sequence[str], t
             temporary.write_text(_html(active, tokens, title), encoding="utf-8")
 
 
-def _matplotlib() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib's pyplot, drawing to files. Raises UserError when it is not installed."""
     try:
         import matplotlib
     except ImportError:
-        raise UserError("matplotlib is not installed, .png needs it: pip install matplotlib, "
-                        "or plot to a .html file") from None
+        raise UserError("matplotlib is not installed, .png needs it: pip install matplotlib") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
     return pyplot
 
 
 def _png(path: Path, active: np.ndarray, title: str) -> None:
-    pyplot = _matplotlib()
+    pyplot = load_pyplot()
     layers, tokens, experts = active.shape
     figure, (top, bottom) = pyplot.subplots(
         2, 1, figsize=(11, 8), sharex=True, height_ratios=(1, 2.5), layout="constrained")

@@ -33,11 +33,14 @@ class Output:
 
 class Session:
     """The tokens whose keys and values are cached, in order. Rows beyond ``length`` are never visible,
-    so dropping tokens costs nothing. ``drafter``, if any, is told of every change; it starts empty as well."""
+    so dropping tokens costs nothing. ``drafter``, if any, is told of every change; it starts empty as well.
+    ``dense``: every expert is computed, to compare with."""
 
-    def __init__(self, artifact: Artifact, library: Library, drafter: Drafter | None = None) -> None:
+    def __init__(self, artifact: Artifact, library: Library, drafter: Drafter | None = None, *,
+                 dense: bool = False) -> None:
         self._artifact = artifact
         self._library = library
+        self._dense = dense
         self._caches = library.new_caches()
         self._tree: tuple[list[int], list[int], np.ndarray | None] | None = None
         self.tokens: list[int] = []
@@ -90,7 +93,7 @@ class Session:
         UserError when there is no room for it, but does not check that it is one of the model's."""
         self.check_room(1)
         self._tree = None
-        logits, hidden = self._library.step(token, len(self.tokens), self._caches)
+        logits, hidden = self._library.step(token, len(self.tokens), self._caches, dense=self._dense)
         self._hold([token], hidden)
         return logits
 
@@ -182,4 +185,4 @@ class Session:
     def _forward(self, ids: list[int], positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                  rows: np.ndarray) -> Output:
         int32 = [np.asarray(a, np.int32) for a in (ids, positions, visible, ancestors, rows)]
-        return Output(*self._library.forward(*int32, self.length, self._caches))
+        return Output(*self._library.forward(*int32, self.length, self._caches, dense=self._dense))

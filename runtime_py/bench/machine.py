@@ -6,6 +6,7 @@ import platform
 import time
 from pathlib import Path
 
+BUSY = 0.1  # share of the processors' time
 _WATCHED = 0.5  # seconds
 _IDLE_FIELDS = slice(3, 5)  # of /proc/stat's first line: idle, waiting for input and output
 
@@ -32,3 +33,11 @@ def busy_share() -> float | None:
     time.sleep(_WATCHED)
     passed = [now - then for now, then in zip(ticks(), before)]
     return 1 - sum(passed[_IDLE_FIELDS]) / max(sum(passed), 1)
+
+
+def busy_warning(share: float | None) -> str | None:
+    """What to say of figures that were measured while ``share`` of the machine was busy; None below a tenth."""
+    if (share or 0) <= BUSY:
+        return None
+    return (f"other programs kept {share:.0%} of the machine busy before the benchmark began: "
+            "times are not to be trusted")

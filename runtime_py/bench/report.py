@@ -8,8 +8,8 @@ import json
 from typing import Any
 
 from .kernels import Report, Row
+from .machine import busy_warning
 
-BUSY = 0.1  # share of the processors' time
 CACHED_BYTES = 256 << 20  # weights smaller than this may stay in a processor's caches
 _RANGES = ("_min", "_max")
 _TITLES = {
@@ -30,10 +30,8 @@ _HIDDEN = ("origin",)
 
 def warnings(facts: dict[str, Any]) -> list[str]:
     """What makes the figures doubtful."""
-    found = []
-    if (facts["busy_before"] or 0) > BUSY:
-        found.append(f"other programs kept {facts['busy_before']:.0%} of the machine busy before the benchmark began: "
-                     "times are not to be trusted")
+    busy = busy_warning(facts["busy_before"])
+    found = [busy] if busy else []
     if facts["weight_bytes"] < CACHED_BYTES:
         found.append(f"the weights take {facts['weight_bytes'] / 1e6:.0f} MB and may stay in the processor's caches: "
                      "GB/s says nothing about memory")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..tvm_runtime import physical_cores
-from .common import note, positive_int
+from .common import list_of, note, positive_int
 
 _FORMATS = ("md", "csv", "json")
 
@@ -20,12 +20,12 @@ def add_parser(subparsers: Any) -> None:
         "within a round; figures are medians over rounds, with their range.")
     parser.add_argument("artifact", help="folder written by build.py")
     parser.add_argument("--kernels", action="store_true", help="time the kernels (so far the only benchmark)")
-    parser.add_argument("--threads", type=_list(positive_int), metavar="LIST",
+    parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
-    parser.add_argument("--tokens", type=_list(positive_int), default=(1, 4, 8, 32), metavar="LIST",
+    parser.add_argument("--tokens", type=list_of(positive_int), default=(1, 4, 8, 32), metavar="LIST",
                         help="tokens per pass (default: 1,4,8,32)")
-    parser.add_argument("--union", type=_list(_share), default=(), metavar="LIST", help="time the kernels that compute "
-                        "experts also with these shares of all experts in use, for example 0,0.1,0.5,1")
+    parser.add_argument("--union", type=list_of(_share), default=(), metavar="LIST", help="time the kernels that "
+                        "compute experts also with these shares of all experts in use, for example 0,0.1,0.5,1")
     parser.add_argument("--depth", type=positive_int, default=64, metavar="N",
                         help="tokens cached before (default: 64)")
     parser.add_argument("-r", "--repeat", type=positive_int, default=7, metavar="N", help="rounds (default: 7)")
@@ -45,15 +45,6 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for text in warnings(report.facts):
         note(f"warning: {text}")
     print(FORMATS[args.output](report))
-
-
-def _list(item: Any) -> Any:
-    """argparse type: values of type ``item``, separated by commas, each once."""
-    def parse(text: str) -> tuple:
-        return tuple(dict.fromkeys(item(part) for part in text.split(",")))
-
-    parse.__name__ = "list"  # argparse names the type where a value does not fit it
-    return parse
 
 
 def _share(text: str) -> float:

@@ -130,6 +130,15 @@ def non_negative(text: str) -> float:
     return value
 
 
+def list_of(item: Any) -> Any:
+    """argparse type: values of type ``item``, separated by commas, each once."""
+    def parse(text: str) -> tuple:
+        return tuple(dict.fromkeys(item(part) for part in text.split(",")))
+
+    parse.__name__ = "list"  # argparse names the type where a value does not fit it
+    return parse
+
+
 def print_json(values: dict[str, Any]) -> None:
     """One JSON object on stdout; escaped to ASCII where the terminal's encoding is another than UTF-8."""
     ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"

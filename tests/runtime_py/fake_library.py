@@ -22,7 +22,7 @@ class FakeLibrary:
         # NaN: a slot that was never written must never be read.
         return [np.full(self.artifact.cache_shape, np.nan, np.float32) for _ in self.routers]
 
-    def forward(self, ids, positions, visible, ancestors, rows, past, caches):
+    def forward(self, ids, positions, visible, ancestors, rows, past, caches, *, dense=False):
         n = len(ids)
         assert {array.dtype.name for array in (ids, positions, visible, ancestors, rows)} == {"int32"}
         assert ids.shape == positions.shape == visible.shape == (n,) and ancestors.shape == (n, 2) and rows.ndim == 1
@@ -46,9 +46,9 @@ class FakeLibrary:
             scores.append((raw * np.where(np.arange(raw.shape[1]) % 3, 1, -1)).astype(np.float32))
         return np.array([hidden[row] @ self.lm_head for row in rows]).astype(np.float32), scores
 
-    def step(self, token, past, caches):
+    def step(self, token, past, caches, *, dense=False):
         ids, positions, visible, rows = (np.array([number], np.int32) for number in (token, past, past + 1, 0))
-        logits, _ = self.forward(ids, positions, visible, np.zeros((1, 2), np.int32), rows, past, caches)
+        logits, _ = self.forward(ids, positions, visible, np.zeros((1, 2), np.int32), rows, past, caches, dense=dense)
         return logits[0], None
 
     def commit(self, idx, past, caches):

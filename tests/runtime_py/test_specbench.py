@@ -1,0 +1,253 @@
+"""The command ``specbench`` on a toy model: modes that agree, interruptions, prompts that are too long."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from fake_library import FakeLibrary
+from toy import WINDOW
+
+from runtime_py.cli import main
+from runtime_py.specbench import run as runner
+
+MODES = ("dense", "sparse", "sparse+ngram")
+QUESTIONS = [{"question_id": 81, "category": "writing", "turns": ["the", "ing the"]},
+             {"question_id": 82, "category": "math", "turns": ["in the in the"]},
+             {"question_id": "q3", "category": "qa", "turns": ["thing"], "reference": ["x"]}]
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return write(tmp_path / "question.jsonl", *QUESTIONS)
+
+
+@pytest.fixture
+def specbench(run, questions, tmp_path, monkeypatch):
+    """specbench(*options) -> (exit code, stdout, stderr), with answers in ``tmp_path / "answers"``."""
+    monkeypatch.setattr("runtime_py.commands.specbench.busy_share", lambda: 0.25)  # looking takes half a second
+
+    def specbench(*options):
+        return run("specbench", "--questions", questions, "--answers", tmp_path / "answers", "--max-tokens", 6,
+                   *options)
+    return specbench
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The (question, mode, max_tokens) of every answer that is computed, in order."""
+    answer, calls = runner._answer, []
+
+    def record(engine, question, mode, max_tokens, tree_size):
+        calls.append((question.id, next(name for name, known in runner.MODES.items() if known == mode), max_tokens))
+        return answer(engine, question, mode, max_tokens, tree_size)
+    monkeypatch.setattr(runner, "_answer", record)
+    return calls
+
+
+def write(path, *questions):
+    path.write_text("".join(json.dumps(question) + "\n" for question in questions), encoding="utf-8")
+    return path
+
+
+def lines(tmp_path, mode):
+    return [json.loads(line) for line in (tmp_path / "answers" / f"{mode}.jsonl").read_text().splitlines()]
+
+
+def test_every_mode_answers_every_question_alike(specbench, tmp_path):
+    code, out, err = specbench("-o", "json")
+    found = json.loads(out)
+    assert code == 0 and found["different"] == found["skipped"] == found["cut"] == []
+    assert "no draft model, so dense+eagle and sparse+eagle are left out" in err
+    assert found["modes"] == list(MODES) and found["max_tokens"] == 6
+    answers = {mode: lines(tmp_path, mode) for mode in MODES}
+    for mode, records in answers.items():
+        assert [(record["question_id"], record["category"]) for record in records] == [
+            (question["question_id"], question["category"]) for question in QUESTIONS]
+        for record, question in zip(records, QUESTIONS):
+            (choice,) = record["choices"]
+            turns = len(question["turns"])
+            assert record["model_id"] == f"toy/{mode}"
+            assert len(choice["decoding_steps"]) == len(choice["new_tokens"]) == len(choice["wall_time"]) == turns
+            assert sum(choice["accept_lengths"]) == sum(choice["new_tokens"]) - turns
+            assert len(choice["accept_lengths"]) == sum(choice["decoding_steps"])
+            assert all(0 < first <= whole for first, whole in zip(choice["prefill_time"], choice["wall_time"]))
+            assert choice["turns"] == answers["dense"][records.index(record)]["choices"][0]["turns"]
+            if mode != "sparse+ngram":
+                assert set(choice["accept_lengths"]) <= {1}
+    rows = {(row["mode"], row["task"]): row for row in found["results"]}
+    assert [rows["sparse", task]["questions"] for task in ("mt", "qa", "rag", "average")] == [2, 1, 0, 3]
+    assert rows["dense", "average"]["speedup"] == 1 and rows["sparse", "qa"]["speedup"] > 0
+
+
+def test_spec_benchs_own_figures_come_out_of_the_files(specbench, tmp_path):
+    """As its evaluation/speed.py reads them: tokens over wall time by question, accept lengths in one list."""
+    rows = {(row["mode"], row["task"]): row for row in json.loads(specbench("-o", "json")[1])["results"]}
+    for mode in MODES:
+        choices = [record["choices"][0] for record in lines(tmp_path, mode)]
+        speeds = [sum(choice["new_tokens"]) / sum(choice["wall_time"]) for choice in choices]
+        lengths = [length for choice in choices for length in choice["accept_lengths"]]
+        assert rows[mode, "average"]["whole_tokens_per_s"] == pytest.approx(sum(speeds) / 3)
+        assert rows[mode, "average"]["accept_length"] == pytest.approx(sum(lengths) / len(lengths))
+
+
+def test_dense_modes_run_the_dense_pass(specbench, tmp_path, monkeypatch):
+    forward, kinds = FakeLibrary.forward, []
+
+    def record(self, *arguments, dense=False):
+        kinds.append(dense)
+        return forward(self, *arguments, dense=dense)
+    monkeypatch.setattr(FakeLibrary, "forward", record)
+    for mode in MODES:
+        kinds.clear()
+        assert specbench("--modes", mode, "--answers", tmp_path / mode)[0] == 0
+        assert set(kinds) == {mode == "dense"}
+
+
+def test_modes_take_turns_and_one_question_warms_up(specbench, asked):
+    specbench("--tree-size", 4)
+    assert asked[:3] == [(81, mode, 6) for mode in MODES]  # not counted
+    assert [call[:2] for call in asked[3:]] == [
+        *((81, mode) for mode in MODES), *((82, mode) for mode in (*MODES[1:], MODES[0])),
+        *(("q3", mode) for mode in (MODES[2], *MODES[:2]))]
+    asked.clear()
+    code, out, _ = specbench("--tree-size", 4)
+    assert code == 0 and asked == [] and "Answered: 3 question(s) (MT 2, QA 1)." in out
+
+
+def test_an_interrupted_run_goes_on_without_repeating(specbench, asked, tmp_path, monkeypatch):
+    answer = runner._answer
+
+    def interrupted(*arguments):
+        if len(asked) == 3 + 4:  # warm-up, one question, one mode of the next
+            raise KeyboardInterrupt
+        return answer(*arguments)
+    monkeypatch.setattr(runner, "_answer", interrupted)
+    code, out, err = specbench()
+    assert code == 130 and out == "" and "the same command goes on from there" in err
+    before = {mode: lines(tmp_path, mode) for mode in MODES}
+    assert {mode: len(found) for mode, found in before.items()} == {"dense": 1, "sparse": 2, "sparse+ngram": 1}
+    with (tmp_path / "answers" / "sparse.jsonl").open("ab") as file:
+        file.write(b'{"question_id": 82, "cate')  # the process ended while it wrote
+    monkeypatch.setattr(runner, "_answer", answer)
+    asked.clear()
+    code, out, err = specbench()
+    assert code == 0 and "sparse.jsonl: its last line was cut off" in err
+    assert [call[:2] for call in asked] == [*((82, mode) for mode in MODES), (82, "sparse+ngram"), (82, "dense"),
+                                            *(("q3", mode) for mode in (MODES[2], *MODES[:2]))]
+    for mode in MODES:
+        after = lines(tmp_path, mode)
+        assert after[:len(before[mode])] == before[mode]
+        assert [record["question_id"] for record in after] == [81, 82, "q3"]
+
+
+def test_more_questions_continue_a_folder(specbench, asked):
+    assert "Answered: 1 question(s) (MT 1)." in specbench("--tasks", "mt", "--limit", 1)[1]
+    asked.clear()
+    assert "Answered: 3 question(s) (MT 2, QA 1)." in specbench()[1]
+    assert {call[0] for call in asked} == {82, "q3"}
+    assert "Answered: 1 question(s) (QA 1)." in specbench("--tasks", "qa")[1]
+
+
+@pytest.mark.parametrize("options", [("--max-tokens", 7), ("--modes", "sparse"), ("--tree-size", 8)])
+def test_other_settings_are_refused(specbench, options):
+    specbench()
+    code, out, err = specbench(*options)
+    assert code == 1 and out == "" and "go on with the same settings" in err
+
+
+def test_another_build_or_question_file_is_refused(specbench, artifact_folder, questions):
+    specbench()
+    write(questions, *QUESTIONS[:2])
+    assert "holds answers with questions" in specbench()[2]
+    write(questions, *QUESTIONS)
+    (artifact_folder / "lib" / "toy.so").write_bytes(b"another library")
+    assert "holds answers with build" in specbench()[2]
+
+
+def test_prompts_that_do_not_fit_are_skipped_not_cut(specbench, questions, tmp_path):
+    long = [{"question_id": 1, "category": "rag", "turns": ["x" * 200]},
+            {"question_id": 2, "category": "coding", "turns": ["in", "x" * 85]}]
+    write(questions, *long, *QUESTIONS)
+    code, out, _ = specbench("-o", "json")
+    found = json.loads(out)
+    assert code == 0
+    assert [(s["question_id"], s["turn"], s["context_window"]) for s in found["skipped"]] == [
+        (1, 1, WINDOW), (2, 2, WINDOW)]
+    assert found["skipped"][0]["prompt_tokens"] > 200 and found["skipped"][1]["prompt_tokens"] >= WINDOW
+    assert [len(lines(tmp_path, mode)) for mode in MODES] == [3, 3, 3]
+    assert [json.loads(line) for line in (tmp_path / "answers" / "skipped.jsonl").read_text().splitlines()] == (
+        found["skipped"])
+    code, out, _ = specbench()
+    assert f"does not fit into the context window of {WINDOW} tokens: 2 question(s) (RAG 1, MT 1)." in out
+    assert "Answered: 3 question(s) (MT 2, QA 1)." in out and "| RAG" not in out
+
+
+def test_answers_that_the_window_cuts_off_are_named(specbench, questions):
+    write(questions, {"question_id": 5, "category": "rag", "turns": ["x" * 80]})
+    code, out, _ = specbench("--max-tokens", 90)
+    assert code == 0 and "the end of the context window cut off: 1 question(s) (5)." in out
+
+
+def test_different_text_is_counted(specbench, monkeypatch):
+    answer = runner._answer
+
+    def differs(engine, question, mode, *others):
+        found = answer(engine, question, mode, *others)
+        return replace(found, turns=["?"]) if (question.id, mode.draft) == (82, "ngram") else found
+    monkeypatch.setattr(runner, "_answer", differs)
+    code, out, _ = specbench()
+    assert code == 0 and "Text differs between modes: 1 question(s) (82)." in out
+
+
+def test_formats_and_plot(specbench, tmp_path):
+    text = specbench("--plot", tmp_path / "a.png")[1]
+    assert "Warning: other programs kept 25% of the machine busy" in text
+    assert "| mode | in the paper | MT | QA | Average |" in text and "| dense | Baseline AR | 1.00x |" in text
+    assert (tmp_path / "a.png").is_file()
+    rows = list(csv.DictReader(io.StringIO(specbench("-o", "csv")[1])))
+    assert len(rows) == 3 * 7 and {row["mode"] for row in rows} == set(MODES)
+
+
+def test_answers_are_kept_under_the_artifacts_name(run, questions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("specbench", "--questions", questions, "--max-tokens", 2, "--modes", "sparse")[0] == 0
+    assert (tmp_path / "specbench-toy" / "sparse.jsonl").is_file()
+    code, out, err = run("specbench", "--questions", questions, "--answers", "")
+    assert code == 1 and out == "" and "no folder of answers" in err
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--modes", "sparse,sparse+eagle"], "sparse+eagle needs a draft model"),
+    (["--tasks", "rag"], "no question of rag"),
+    (["--plot", "a.html"], "name a .png file"), (["--questions", "none.jsonl"], "none.jsonl: cannot be read")])
+def test_what_cannot_be_run_is_one_sentence(specbench, options, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime_py.engine.Engine.load", lambda *_, **__: pytest.fail("the work started"))
+    code, out, err = specbench(*options)
+    assert code == 1 and out == "" and message in err and err.startswith("error: ") and len(err.splitlines()) == 1
+    assert not (tmp_path / "answers").exists()
+
+
+def test_a_tree_size_that_cannot_be_is_refused_and_forgotten(specbench):
+    code, out, err = specbench("--tree-size", 65)
+    assert code == 1 and out == "" and "tree size: expected 1 to" in err
+    assert specbench("--tree-size", 4)[0] == 0
+
+
+def test_questions_need_a_tokenizer(specbench, artifact_folder):
+    (artifact_folder / "tokenizer.json").unlink()
+    code, out, err = specbench()
+    assert code == 1 and out == "" and "has no tokenizer" in err
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("specbench x", "--questions"), ("specbench x --questions q --modes dense,fast", "found 'fast'"),
+    ("specbench x --questions q --tasks poems", "expected names out of mt,"),
+    ("specbench x --questions q --limit 0", "positive integer"),
+    ("specbench x --questions q -o xml", "invalid choice")])
+def test_wrong_usage_exits_with_2(line, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(line.split())
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == "" and message in err
