@@ -89,8 +89,8 @@ def _settings(engine: Engine, args: argparse.Namespace, modes: list[str]) -> dic
     """What answers must have in common to be compared, as JSON values."""
     artifact = engine.artifact
     return {"artifact": artifact.name,
-            "build": _digest(artifact.library, artifact.path / CHAT_CONFIG, artifact.path / INDEX),
-            "machine": processor(), "threads": engine.threads, "questions": _digest(Path(args.questions)),
+            "build_digest": _digest(artifact.library, artifact.path / CHAT_CONFIG, artifact.path / INDEX),
+            "machine": processor(), "threads": engine.threads, "questions_digest": _digest(Path(args.questions)),
             "modes": modes, "max_tokens": args.max_tokens, "tree_size": args.tree_size}
 
 

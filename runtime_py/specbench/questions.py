@@ -88,4 +88,6 @@ def _question(line: str, where: str) -> Question:
     turns = required(values, "turns", list, where)
     if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
         raise UserError(f"{where}: field 'turns': expected a list of at least one text, found {turns!r:.80}")
+    if any("\ud800" <= char <= "\udfff" for turn in turns for char in turn):
+        raise UserError(f"{where}: field 'turns': holds half of a surrogate pair, which is no text")
     return Question(identity, category, tuple(turns))

@@ -160,10 +160,10 @@ def test_other_settings_are_refused(specbench, options):
 def test_another_build_or_question_file_is_refused(specbench, artifact_folder, questions):
     specbench()
     write(questions, *QUESTIONS[:2])
-    assert "holds answers with questions" in specbench()[2]
+    assert "holds answers with questions_digest" in specbench()[2]
     write(questions, *QUESTIONS)
     (artifact_folder / "lib" / "toy.so").write_bytes(b"another library")
-    assert "holds answers with build" in specbench()[2]
+    assert "holds answers with build_digest" in specbench()[2]
 
 
 def test_prompts_that_do_not_fit_are_skipped_not_cut(specbench, questions, tmp_path):

@@ -53,6 +53,7 @@ def test_questions_are_read_with_their_tasks(tmp_path):
     ('{"question_id": 2, "category": "qa"}', "line 2: field 'turns' is missing"),
     ('{"question_id": 2, "category": "qa", "turns": []}', "line 2: field 'turns': expected a list of at least one"),
     ('{"question_id": 2, "category": "qa", "turns": ["a", 3]}', "line 2: field 'turns'"),
+    ('{"question_id": 2, "category": "qa", "turns": ["a\\ud83d"]}', "line 2: field 'turns': holds half of a surrogate"),
     ('{"question_id": 2, "category": "qa", "turns": "a"}', "line 2: field 'turns': expected a list")])
 def test_bad_questions_are_refused_by_line_and_field(tmp_path, line, message):
     path = write_questions(tmp_path / "q.jsonl", question(1))
