@@ -7,31 +7,19 @@ arXiv 2502.14856, that the released BlockFFN draft has).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
+from .checkpoint.draft import expected_shapes, open_draft
+from .draft_config import DraftConfig
 from .reference import Reference, _heads, _rms_norm, _rotate, rope_table
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer the rotated keys and the values, each [B, kv heads, rows, head_dim]"""
-
-
-@dataclass(frozen=True)
-class DraftShape:
-    """The sizes that a draft's ``config.json`` gives; everything else is the target's."""
-
-    num_hidden_layers: int
-    intermediate_size: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
 
 
 class EagleReference:
@@ -41,9 +29,9 @@ class EagleReference:
     Raises KeyError for a missing tensor.
     """
 
-    def __init__(self, shape: DraftShape, tensors: Mapping[str, Tensor], target: Reference,
+    def __init__(self, config: DraftConfig, tensors: Mapping[str, Tensor], target: Reference,
                  frequent: Tensor | None = None) -> None:
-        self.shape = shape
+        self.config = config
         self.tensors = tensors
         self.target = target
         head = "model.embed_tokens" if target.config.tie_word_embeddings else "lm_head"
@@ -54,13 +42,12 @@ class EagleReference:
 
     @classmethod
     def load(cls, folder: str | Path, target: Reference) -> EagleReference:
-        """The draft of a folder with config.json, model.safetensors and, if its head is cut, freq_*.json."""
-        folder = Path(folder)
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = DraftShape(**{name: config[name] for name in DraftShape.__dataclass_fields__})
-        tensors = {name: tensor.float() for name, tensor in load_file(folder / "model.safetensors").items()}
-        lists = [torch.tensor(json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("freq_*.json")]
-        return cls(shape, tensors, target, *lists)
+        """The draft of a folder in the released format. Raises UserError as ``open_draft`` and its ``read`` do."""
+        checkpoint = open_draft(folder, target.config)
+        draft = checkpoint.draft
+        names = expected_shapes(draft.config, draft.has_bias)
+        return cls(draft.config, {name: torch.from_numpy(checkpoint.read(name)) for name in names}, target,
+                   None if draft.token_ids is None else torch.tensor(draft.token_ids))
 
     def forward(self, ids: Tensor, hidden: Tensor, positions: Tensor | None = None, past: Cache | None = None,
                 mask: Tensor | None = None) -> tuple[Tensor, Cache]:
@@ -69,16 +56,16 @@ class EagleReference:
         Without the other arguments the rows are one causal sequence from position 0. ``mask`` (bool [T, rows of the
         cache, the new ones included]) says what each row attends to; ``positions`` is integer [T].
         """
-        config, target = self.target.config, self.target
+        config, target = self.config, self.target
         rows = ids.shape[1]
         if positions is None:
             positions, mask = torch.arange(rows), torch.ones(rows, rows, dtype=torch.bool).tril()
         cos, sin = (table[positions] for table in
-                    rope_table(config, int(positions.max()) + 1, self.shape.head_dim))
-        embedding = F.embedding(ids.long(), target.tensors["model.embed_tokens.weight"]) * config.scale_emb
+                    rope_table(target.config, int(positions.max()) + 1, config.head_dim))
+        embedding = F.embedding(ids.long(), target.tensors["model.embed_tokens.weight"]) * target.config.scale_emb
         x = self._linear("fc", torch.cat([self._norm("input_norm1", embedding), self._norm("input_norm2", hidden)], -1))
         cache = []
-        for layer in range(self.shape.num_hidden_layers):
+        for layer in range(config.num_hidden_layers):
             prefix = f"layers.{layer}."
             normed = x if layer == 0 else self._norm(prefix + "input_layernorm", x)
             branch, keys_values = self._attention(prefix + "self_attn.", normed, cos, sin,
@@ -103,14 +90,14 @@ class EagleReference:
     def _attention(self, prefix: str, x: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor] | None,
                    mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Grouped-query attention of the new rows to the old and new ones that ``mask`` allows."""
-        shape = self.shape
-        q = _rotate(_heads(self._linear(prefix + "q_proj", x), shape.num_attention_heads), cos, sin)
-        k = _rotate(_heads(self._linear(prefix + "k_proj", x), shape.num_key_value_heads), cos, sin)
-        v = _heads(self._linear(prefix + "v_proj", x), shape.num_key_value_heads)
+        config = self.config
+        q = _rotate(_heads(self._linear(prefix + "q_proj", x), config.num_attention_heads), cos, sin)
+        k = _rotate(_heads(self._linear(prefix + "k_proj", x), config.num_key_value_heads), cos, sin)
+        v = _heads(self._linear(prefix + "v_proj", x), config.num_key_value_heads)
         k = k.to(v.dtype)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        groups = shape.num_attention_heads // shape.num_key_value_heads
+        groups = config.num_attention_heads // config.num_key_value_heads
         mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.repeat_interleave(groups, 1),
                                                v.repeat_interleave(groups, 1), mask)
         return self._linear(prefix + "o_proj", mixed.transpose(1, 2).flatten(2)), (k, v)

@@ -1,6 +1,6 @@
 """Measure a draft's accept length on the target's own continuations of held-out text, without a compiled model.
 
-    python tools/draft_eval.py blockffn_mlc/demo/draft [--size 8] [--depth 4] [--documents 15]
+    python tools/draft_eval.py blockffn_mlc/demo/draft [--size 8] [--depth 4]
 
 Every window of held-out text gives a prompt, which the target continues greedily and by sampling; "text" is how the
 window itself goes on. Verification keeps what the target would have chosen anyway, so a continuation is all it takes
@@ -36,22 +36,26 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=Path("blockffn_mlc/demo"))
     parser.add_argument("--size", type=int, default=8, help="nodes of a tree, its root included")
     parser.add_argument("--depth", type=int, default=4, help="levels below the root")
-    parser.add_argument("--documents", type=int, help="only so many held-out documents")
     parser.add_argument("--temperatures", type=float, nargs="*", default=[0.0, 0.7, 1.0])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     target = Reference.load(args.target)
     draft = EagleReference.load(args.draft, target)
-    tokenizer = Tokenizer.from_file(str(args.target / "tokenizer.json"))
-    documents = read_documents(args.target / "heldout.txt")[:args.documents]
-    texts = [ids for ids in windows(tokenizer, documents, PROMPT + CONTINUATION) if len(ids) > 2 * PROMPT]
+    texts = held_out(args.target)
     prompts = torch.stack([ids[:PROMPT] for ids in texts])
     sequences = {"text": texts}
     for temperature in args.temperatures:
         sequences[f"temperature {temperature:g}"] = continued(target, prompts, CONTINUATION, temperature)
     results = {name: mean_accept_length(draft, these, args.size, args.depth) for name, these in sequences.items()}
     print(json.dumps({"size": args.size, "depth": args.depth, "prompts": len(prompts)} | results, indent=2))
+
+
+def held_out(target: Path) -> list[Tensor]:
+    """Windows of the held-out text beside the target, int64 [<= PROMPT + CONTINUATION + 1] each."""
+    tokenizer = Tokenizer.from_file(str(target / "tokenizer.json"))
+    texts = windows(tokenizer, read_documents(target / "heldout.txt"), PROMPT + CONTINUATION)
+    return [ids for ids in texts if len(ids) > 2 * PROMPT]
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
     python tools/demo_data.py
     python tools/train_draft.py --output blockffn_mlc/demo/draft
 
-Resumes from its last checkpoint (build/demo/NAME.pt); the result does not depend on interruptions.
+Resumes from its last checkpoint (build/demo/NAME.pt); the result does not depend on interruptions. A line of progress
+holds the step, the entropy of the target's distribution, and of every level the cross-entropy and the regression loss.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from demo_data import FOLDER, read_documents, token_stream, write  # noqa: E402
 from train_demo import learning_rate  # noqa: E402
 
-from blockffn_mlc.eagle_reference import DraftShape, EagleReference  # noqa: E402
+from blockffn_mlc.checkpoint.draft import expected_shapes  # noqa: E402
+from blockffn_mlc.draft_config import DraftConfig  # noqa: E402
+from blockffn_mlc.eagle_reference import EagleReference  # noqa: E402
 from blockffn_mlc.errors import UserError  # noqa: E402
 from blockffn_mlc.reference import Reference  # noqa: E402
 
 TARGET = Path("blockffn_mlc/demo")
 BATCH_TOKENS = 4096
 SHORT, LONG, LONG_SHARE = 256, 1024, 0.1
+# Heads as wide as what the target rotates, so that one table serves both; each two of them share keys.
+HEADS, KV_HEADS = 8, 4
 WEIGHT_DECAY, BETAS, CLIP = 0.1, (0.9, 0.95), 1.0
 LOG_EVERY, SAVE_EVERY = 20, 50
 
@@ -40,14 +45,11 @@ LOG_EVERY, SAVE_EVERY = 20, 50
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder that receives the trained draft")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--inner", type=int, default=1024, help="width of the feed-forward network")
-    parser.add_argument("--heads", type=int, default=8)
-    parser.add_argument("--frequent", type=int, default=1024, help="tokens that the draft can name")
-    parser.add_argument("--levels", type=int, default=3, help="levels of its own states that the draft is trained on")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--inner", type=int, default=512, help="width of the feed-forward network")
+    parser.add_argument("--frequent", type=int, default=768, help="tokens that the draft can name")
+    parser.add_argument("--levels", type=int, default=2, help="levels of its own states that the draft is trained on")
     parser.add_argument("--regression", type=float, default=1.0, help="weight of the loss on the hidden states")
-    parser.add_argument("--sharpness", type=float, default=1.0, help="power of the target's distribution to learn")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -75,10 +77,10 @@ class Run:
                                    read_documents(FOLDER / "train.txt"))
         target = Reference.load(TARGET)
         hidden = target.config.hidden_size
-        shape = DraftShape(args.layers, args.inner, args.heads, args.heads // 2, hidden // args.heads)
+        config = DraftConfig(hidden, 1, args.inner, HEADS, KV_HEADS, hidden // HEADS)
         counts = torch.bincount(self.stream, minlength=target.config.vocab_size)
-        frequent = counts.argsort(descending=True, stable=True)[:args.frequent].sort().values
-        self.draft = EagleReference(shape, initial_tensors(shape, hidden, args.seed), target, frequent)
+        frequent = counts.argsort(descending=True, stable=True)[:args.frequent]
+        self.draft = EagleReference(config, initial_tensors(config, args.seed), target, frequent)
         self.tensors = self.draft.tensors
         matrices = [tensor for tensor in self.tensors.values() if tensor.ndim > 1]
         vectors = [tensor for tensor in self.tensors.values() if tensor.ndim == 1]
@@ -99,7 +101,7 @@ class Run:
                 target = self.draft.target.forward(windows)
             levels = rollout(self.draft, windows[:, 1:], target.last_hidden[:, :-1], args.levels)
             logits = [self.draft.logits(drafted) for drafted in levels]
-        wanted = (target.logits[:, 1:, self.draft.frequent] * args.sharpness).softmax(-1)
+        wanted = target.logits[:, 1:, self.draft.frequent].softmax(-1)
         losses = []
         for level, (drafted, scores) in enumerate(zip(levels, logits)):
             # The first rows of a level would continue states that no window holds.
@@ -111,6 +113,7 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         entropy = -(wanted * wanted.clamp(min=1e-9).log()).sum(-1).mean()
+        # The cross-entropies cannot fall below the entropy of what they learn.
         self.recent.append([entropy.item(), *(value.item() for value in losses)])
         self.step += 1
 
@@ -158,33 +161,22 @@ def rollout(draft: EagleReference, ids: Tensor, hidden: Tensor, levels: int) -> 
     return results
 
 
-def initial_tensors(shape: DraftShape, hidden: int, seed: int) -> dict[str, Tensor]:
+def initial_tensors(config: DraftConfig, seed: int) -> dict[str, Tensor]:
     """Trainable float32 tensors under the released names: norms 1, matrices normal with variance 1 / fan-in."""
-    queries, keys = shape.num_attention_heads * shape.head_dim, shape.num_key_value_heads * shape.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (hidden, 2 * hidden), "input_norm1.weight": (hidden,),
-                                          "input_norm2.weight": (hidden,)}
-    for layer in range(shape.num_hidden_layers):
-        names = {"self_attn.q_proj": (queries, hidden), "self_attn.k_proj": (keys, hidden),
-                 "self_attn.v_proj": (keys, hidden), "self_attn.o_proj": (hidden, queries),
-                 "mlp.gate_proj": (shape.intermediate_size, hidden), "mlp.up_proj": (shape.intermediate_size, hidden),
-                 "mlp.down_proj": (hidden, shape.intermediate_size), "post_attention_layernorm": (hidden,)}
-        if layer > 0:
-            names["input_layernorm"] = (hidden,)
-        shapes |= {f"layers.{layer}.{name}.weight": size for name, size in names.items()}
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: torch.ones(size) if len(size) == 1 else
-               torch.randn(size, generator=generator) * size[-1] ** -0.5 for name, size in shapes.items()}
+    tensors = {name: torch.ones(shape) if len(shape) == 1 else
+               torch.randn(shape, generator=generator) * shape[-1] ** -0.5
+               for name, shape in expected_shapes(config, has_bias=False).items()}
     return {name: tensor.requires_grad_() for name, tensor in tensors.items()}
 
 
 def export(draft: EagleReference, folder: Path) -> None:
-    """Write a folder in the released format: config.json, model.safetensors (bfloat16), freq_V'.json."""
+    """Write a folder in the released format: config.json, model.safetensors (bfloat16), freq_V'.json (falling)."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = draft.target.config
-    written = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": config.hidden_size,
-               **asdict(draft.shape), "rms_norm_eps": config.rms_norm_eps, "vocab_size": config.vocab_size,
-               "bias": False, "torch_dtype": "bfloat16"}
-    write(folder / "config.json", json.dumps(written, indent=2) + "\n")
+    target = draft.target.config
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **asdict(draft.config),
+              "rms_norm_eps": target.rms_norm_eps, "vocab_size": target.vocab_size, "torch_dtype": "bfloat16"}
+    write(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write(folder / f"freq_{len(draft.frequent)}.json", json.dumps(draft.frequent.tolist()) + "\n")
     weights = {name: tensor.detach().bfloat16().contiguous() for name, tensor in draft.tensors.items()}
     (folder / "model.tmp").write_bytes(save(weights, metadata={"format": "pt"}))

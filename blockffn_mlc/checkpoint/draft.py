@@ -41,7 +41,7 @@ class Draft:
 
 class DraftCheckpoint:
     """An opened draft. Its tensors' canonical names are the released ones, with ``fc`` cut into ``fc1`` | ``fc2``: its
-    left half, which has the bias, and its right half."""
+    left half, which has the bias, and its right half. (``fc`` whole can be read too.)"""
 
     def __init__(self, draft: Draft, folder: Path, files: Mapping[str, TensorFile]) -> None:
         self.draft = draft
@@ -53,7 +53,7 @@ class DraftCheckpoint:
         stored = "fc." + name[4:] if name.startswith(("fc1.", "fc2.")) else name
         file = self._files[stored]
         values = file.read_rows(stored, 0, file.shapes[stored][0])
-        if stored == "fc.weight":
+        if stored == "fc.weight" and name != stored:
             half = values.shape[1] // 2
             values = np.ascontiguousarray(values[:, :half] if name.startswith("fc1.") else values[:, half:])
         return values

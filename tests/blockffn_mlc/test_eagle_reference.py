@@ -58,7 +58,7 @@ def test_rows_on_a_cache_equal_one_pass(golden):
 @torch.no_grad()
 def test_without_a_list_every_token_can_be_drafted(golden):
     draft, ids, hidden, _ = golden
-    whole = EagleReference(draft.shape, draft.tensors, draft.target)
+    whole = EagleReference(draft.config, draft.tensors, draft.target)
     drafted, _ = whole.forward(ids, hidden)
     torch.testing.assert_close(whole.logits(drafted)[..., draft.frequent], draft.logits(drafted))
     assert whole.logits(drafted).shape[-1] == draft.target.config.vocab_size

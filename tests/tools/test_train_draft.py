@@ -18,7 +18,7 @@ from blockffn_mlc.eagle_reference import EagleReference  # noqa: E402
 from blockffn_mlc.reference import Reference  # noqa: E402
 
 DEMO = Path(__file__).parents[2] / "blockffn_mlc" / "demo"
-ARGUMENTS = dict(steps=4, layers=2, inner=32, heads=4, frequent=128, levels=3, regression=1.0, sharpness=1.0, seed=0)
+ARGUMENTS = dict(steps=4, inner=32, frequent=128, levels=3, regression=1.0, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,10 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "tokenizer.json").write_text((DEMO / "tokenizer.json").read_text())
     for name, value in dict(FOLDER=tmp_path, TARGET=DEMO, BATCH_TOKENS=128, SHORT=32, LONG=64).items():
         monkeypatch.setattr(train_draft, name, value)
-    return tmp_path
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as main does; more are no help with so little to do
+    yield tmp_path
+    torch.set_num_threads(threads)
 
 
 def trained(name, interrupt_at=None):
@@ -57,13 +60,13 @@ def test_export_holds_the_weights_in_bfloat16_and_the_most_frequent_tokens(folde
     run = trained("draft")
     train_draft.export(run.draft, folder / "draft")
     draft = EagleReference.load(folder / "draft", run.draft.target)
-    assert draft.shape == run.draft.shape
+    assert draft.config == run.draft.config
     assert set(draft.tensors) == set(run.tensors)
     for name, tensor in draft.tensors.items():
         assert torch.equal(tensor, run.tensors[name].bfloat16().float()), name
     counts = torch.bincount(run.stream, minlength=2048)
-    named = counts[json.loads((folder / "draft" / "freq_128.json").read_text())]
-    assert len(named) == 128 and named.min() >= counts.sort(descending=True).values[128]
+    named = json.loads((folder / "draft" / "freq_128.json").read_text())
+    assert len(set(named)) == 128 and torch.equal(counts[named], counts.sort(descending=True).values[:128])
 
 
 def test_a_row_of_a_rollout_is_what_a_drafted_chain_computes(folder):
