@@ -1,5 +1,6 @@
 """Small random checkpoints for tests, in every layout, file format and dtype that releases and converters use."""
 
+import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,9 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from blockffn_mlc.checkpoint.draft import expected_shapes
 from blockffn_mlc.config import BlockFFNConfig
+from blockffn_mlc.draft_config import DraftConfig
 from blockffn_mlc.random_model import RandomCheckpoint
 
 MLA = BlockFFNConfig(
@@ -95,3 +98,22 @@ def _to_torch(torch, value):
     if value.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(value.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(value)
+
+
+def write_random_draft(folder, target, seed=0, layers=1, heads=4, kv_heads=2, head_dim=16, inner=96, bias=True,
+                       frequent=None, format="safetensors", dtype="bfloat16"):
+    """Write a random EAGLE draft of the model ``target`` (a configuration), with the list of token ids ``frequent`` if
+    there is to be one; return its float32 tensors."""
+    config = DraftConfig(target.hidden_size, layers, inner, heads, kv_heads, head_dim)
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in expected_shapes(config, bias).items():
+        values = rng.standard_normal(shape, np.float32)
+        values = values * shape[1]**-0.5 if len(shape) == 2 else (0 if name == "fc.bias" else 1) + 0.1 * values
+        tensors[name] = values.astype(DTYPES[dtype])
+    write_tensors(folder, tensors, format)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    (Path(folder) / "config.json").write_text(json.dumps(fields | {"vocab_size": target.vocab_size}))
+    if frequent is not None:
+        (Path(folder) / f"freq_{len(frequent)}.json").write_text(json.dumps([int(token) for token in frequent]))
+    return {name: value.astype(np.float32) for name, value in tensors.items()}

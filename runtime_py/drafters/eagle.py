@@ -24,7 +24,7 @@ class EagleDrafter:
     def __init__(self, artifact: Artifact, library: Library) -> None:
         if artifact.draft is None:
             raise ValueError(f"{artifact.path} has no draft model")
-        self._library, self._top_k = library, artifact.draft.top_k
+        self._library, self._top_k = library, min(artifact.draft.top_k, artifact.prefill_chunk_size)
         self._window, self._chunk = artifact.context_window_size, artifact.prefill_chunk_size
         self._caches = library.new_draft_caches()
         self._tokens: list[int] = []  # of the session

@@ -12,11 +12,14 @@ from machine import few_token_tiles
 from tvm import relax
 
 from blockffn_mlc.builder import make_plan
+from blockffn_mlc.checkpoint.draft import Draft
 from blockffn_mlc.compile import compile_graph
+from blockffn_mlc.draft_config import DraftConfig
 from schedules.cpu import ORIGIN
 from targets.cpu import cpu_target
 
 ROOT = Path(__file__).parents[2]
+ARITHMETIC = "shape_func|compute_symbolic_expr"
 CONFIGS = {
     "mla": MLA,
     "gqa": GQA,
@@ -25,15 +28,17 @@ CONFIGS = {
 }
 
 
+DRAFTS = {"draft": Draft(DraftConfig(64, 2, 96, 4, 2, 16), True, tuple(range(9, 40)))}
 PLANS = [(name, quantization) for name in CONFIGS for quantization in ("q0f32", "q0f16")] + [
-    ("mla", "q4f16_1"), ("gqa", "q4f16_1")]
+    ("mla", "q4f16_1"), ("gqa", "q4f16_1"), ("draft", "q4f16_1")]
 
 
 @pytest.fixture(scope="module", params=PLANS, ids="-".join)
 def plan(request):
     """With the default activations: codes for 4-bit weights where this machine can multiply them."""
     name, quantization = request.param
-    return make_plan(CONFIGS[name], few_token_tiles(cpu_target()), quantization, 128, 64)
+    return make_plan(CONFIGS.get(name, MLA), few_token_tiles(cpu_target()), quantization, 128, 64,
+                     draft=DRAFTS.get(name))
 
 
 def test_every_kernel_names_its_source(plan):
@@ -50,15 +55,15 @@ def test_every_kernel_names_its_source(plan):
 
 def test_the_library_runs_nothing_else(plan):
     """The executable calls our kernels and the virtual machine's own bookkeeping; code is generated for our kernels
-    and for the functions that compute buffer sizes."""
+    and for the functions that compute buffer sizes and sums of scalar arguments."""
     executable = compile_graph(plan.graph, plan.target.tvm_target)
     called = set(re.findall(r"call\s+([\w.]+)", executable.as_text()))
     kernels = set(plan.graph.kernels())
-    others = {name for name in called - kernels if not re.match(r"vm\.builtin\.|shape_func", name)}
+    others = {name for name in called - kernels if not re.match(rf"vm\.builtin\.|{ARITHMETIC}", name)}
     assert kernels <= called and not others
     generated = set(re.findall(r"define[^@\n]*@__tvm_ffi_(\w+)\(", llvm_text(executable)))
     assert kernels <= generated
-    assert all(re.match("shape_func", name) for name in generated - kernels)
+    assert all(re.match(ARITHMETIC, name) for name in generated - kernels)
 
 
 def llvm_text(executable):
