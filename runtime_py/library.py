@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .artifact import CHAT_CONFIG, Artifact
+from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
 from .host import check_host
 from .jsonfile import required
 from .tvm_runtime import aligned_zeros, installed_version, load_runtime
@@ -35,7 +34,7 @@ class Drafted(NamedTuple):
 
 class Library:
     """Loads an artifact's library and weights. See docs/artifact.md for the functions' arguments. One pass at a time:
-    neither the virtual machine nor ``step``'s kept inputs can be shared by threads."""
+    neither the virtual machine nor the kept inputs can be shared by threads."""
 
     def __init__(self, artifact: Artifact) -> None:
         """Raises UserError when the library was made for another machine or TVM, is damaged, or does not
@@ -63,6 +62,7 @@ class Library:
         self._step_numbers = [memoryview(row) for row in memory[:3]]
         self._step_tensors = [self._wrap(row[:1]) for row in memory[:3]]
         self._step_tensors += [self._wrap(memory[3, :2].reshape(1, 2)), self._wrap(memory[4, :1])]
+        self._kept: dict[tuple[tuple[int, ...], ...], tuple[list[np.ndarray], list[Any]]] = {}  # see _copies
         self._item = self._ffi.get_global_func("ffi.ArrayGetItem")
 
     @property
@@ -98,7 +98,7 @@ class Library:
         (None without a draft model); writes caches. ``dense`` computes every expert, to compare with: the same numbers,
         more work."""
         tensors = self._copies(ids, positions, visible, ancestors, rows)
-        result = self._call(self._forwards[dense], *tensors, self._ffi.Shape([past]), caches, self._params)
+        result = self._call(self._forwards[dense], *tensors, self._ffi.Shape((past,)), caches, self._params)
         return np.from_dlpack(self._item(result, 0)), _Arrays(self._item(result, 1)), self._hidden(result)
 
     def step(self, token: int, past: int, caches: Any, *, dense: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
@@ -111,7 +111,7 @@ class Library:
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
-        self._call(self._commit, *self._copies(idx), self._ffi.Shape([past]), caches)
+        self._call(self._commit, *self._copies(idx), self._ffi.Shape((past,)), caches)
 
     def draft(self, ids: np.ndarray, hidden: np.ndarray, positions: np.ndarray, visible: np.ndarray,
               ancestors: np.ndarray, rows: np.ndarray, past: int, offset: int, caches: Any) -> Drafted:
@@ -121,8 +121,8 @@ class Library:
         state = aligned_zeros(hidden.shape, np.float32)
         state[...] = hidden
         ids, *others = self._copies(ids, positions, visible, ancestors, rows)
-        result = self._call(self._draft, ids, self._wrap(state), *others, self._ffi.Shape([past]),
-                            self._ffi.Shape([offset]), caches, self._params)
+        result = self._call(self._draft, ids, self._wrap(state), *others, self._ffi.Shape((past,)),
+                            self._ffi.Shape((offset,)), caches, self._params)
         return Drafted(*(np.from_dlpack(tensor) for tensor in result))
 
     def _hidden(self, result: Any) -> np.ndarray | None:
@@ -141,15 +141,20 @@ class Library:
         return self._ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
 
     def _copies(self, *arrays: np.ndarray) -> list[Any]:
-        """Tensors of int32 arrays, copied into one piece of memory, aligned as compiled kernels expect."""
-        step = ALIGNMENT // 4
-        *starts, total = itertools.accumulate((-(-array.size // step) * step for array in arrays), initial=0)
-        memory = aligned_zeros((total,), np.int32)
-        tensors = []
-        for start, array in zip(starts, arrays):
-            memory[start:start + array.size] = array.reshape(-1)
-            tensors.append(self._wrap(memory[start:start + array.size].reshape(array.shape)))
+        """Tensors of int32 arrays, copied to memory that is aligned as compiled kernels expect. For a tree's worth of
+        numbers it is kept and written again by the next call with such shapes: making tensors is slow."""
+        shapes = tuple(array.shape for array in arrays)
+        views, tensors = self._kept.get(shapes) or self._new_inputs(shapes)
+        for view, array in zip(views, arrays):
+            view[...] = array
         return tensors
+
+    def _new_inputs(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[np.ndarray], list[Any]]:
+        views = [aligned_zeros(shape, np.int32) for shape in shapes]
+        inputs = views, [self._wrap(view) for view in views]
+        if all(shape[0] <= MASK_BITS for shape in shapes):
+            self._kept[shapes] = inputs
+        return inputs
 
 
 class _Arrays(Sequence):
@@ -163,6 +168,9 @@ class _Arrays(Sequence):
 
     def __getitem__(self, index: int) -> np.ndarray:
         return np.from_dlpack(self._tensors[index])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return map(np.from_dlpack, self._tensors)
 
 
 def _check_compatible(artifact: Artifact) -> None:

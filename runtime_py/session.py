@@ -111,8 +111,8 @@ class Session:
             part = ids[start:start + size]
             n, past = len(part), self.length
             steps = np.arange(n, dtype=np.int32)
-            output = self._forward(part, past + steps, past + steps + 1, np.zeros((n, 2), np.int32),
-                                   steps if all_logits else steps[-1:])
+            output = self._forward(np.array(part, np.int32), past + steps, past + steps + 1,
+                                   np.zeros((n, 2), np.int32), steps if all_logits else steps[-1:])
             self._hold(part, output.hidden)
             yield output
 
@@ -130,17 +130,18 @@ class Session:
         if len(parents) != n or any(not -1 <= parent < node for node, parent in enumerate(parents)):
             raise ValueError(f"parents must name an earlier node or -1 for each of the {n} nodes, got {list(parents)}")
         past = self.length
-        depth, masks = [0] * n, [0] * n
+        positions, masks = [], []
         for node, parent in enumerate(parents):
-            depth[node] = depth[parent] + 1 if parent >= 0 else 0
-            masks[node] = (masks[parent] if parent >= 0 else 0) | 1 << node
-        self.check_room(max(depth) + 1, "levels of the token tree")
+            positions.append(positions[parent] + 1 if parent >= 0 else past)
+            masks.append((masks[parent] if parent >= 0 else 0) | 1 << node)
+        self.check_room(max(positions) + 1 - past, "levels of the token tree")
         if past + n > self._artifact.cache_shape[0]:
             raise UserError(f"a tree of {n} nodes does not fit into the cache of {self._artifact.cache_shape[0]} "
                             f"slots beside {past} tokens")
         self._tree = None
         ancestors = np.array(masks, "<u8").view("<i4").reshape(n, 2)
-        output = self._forward(ids, past + np.array(depth), np.full(n, past), ancestors, np.arange(n))
+        rows = np.array([ids, positions, [past] * n, range(n)], np.int32)  # one array: four take longer to make
+        output = self._forward(*rows[:3], ancestors, rows[3])
         self._tree = ids, list(parents), output.hidden
         return output
 
@@ -182,7 +183,6 @@ class Session:
             self.drafter.extend(tokens, hidden)
         self.tokens.extend(tokens)  # last: a drafter ahead of its session is put right by the next rollback
 
-    def _forward(self, ids: list[int], positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
-                 rows: np.ndarray) -> Output:
-        int32 = [np.asarray(a, np.int32) for a in (ids, positions, visible, ancestors, rows)]
-        return Output(*self._library.forward(*int32, self.length, self._caches, dense=self._dense))
+    def _forward(self, *inputs: np.ndarray) -> Output:
+        """One pass; ``inputs``: ids, positions, visible, ancestors, rows (see ``Library.forward``), int32."""
+        return Output(*self._library.forward(*inputs, self.length, self._caches, dense=self._dense))

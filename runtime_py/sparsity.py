@@ -40,7 +40,7 @@ def chunk_level_sparsity(active: np.ndarray, window: int) -> float | None:
 
 def union_share(layer_scores: Sequence[np.ndarray]) -> float:
     """Share of all experts that at least one token of a pass uses, from its router scores, float32 [T, E] per layer."""
-    used = np.concatenate(layer_scores, axis=1).any(axis=0)
+    used = np.concatenate([*layer_scores], axis=1).any(axis=0)
     return np.count_nonzero(used) / len(used)
 
 

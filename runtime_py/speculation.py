@@ -9,7 +9,6 @@ from typing import Protocol
 
 from .drafters import Drafter
 from .session import Session
-from .sparsity import union_share
 from .stats import Stats
 from .tree import Tree, TreeShape
 from .verification import Sample, accept
@@ -18,13 +17,16 @@ PLAIN = TreeShape(size=1, depth=0, top_k=1)
 
 
 class ShapeController(Protocol):
-    """Decides from pass to pass how large a tree to draft."""
+    """Decides from pass to pass how large a tree to draft, and how much of it to verify."""
 
     def choose(self) -> TreeShape:
-        """The shape of the next pass; size 1: plain decoding."""
+        """The shape to draft for the next pass; size 1: none, plain decoding."""
+
+    def cut(self, tree: Tree) -> Tree:
+        """What of the drafted tree to verify: its first nodes."""
 
     def observe(self, tree: Tree, path: list[int]) -> None:
-        """What came of it: the tree that was verified and the nodes that were accepted, from the root (0) on."""
+        """What came of it: the tree that was drafted and the nodes below the root that were accepted."""
 
 
 class FixedShape:
@@ -35,6 +37,9 @@ class FixedShape:
 
     def choose(self) -> TreeShape:
         return self.shape
+
+    def cut(self, tree: Tree) -> Tree:
+        return tree
 
     def observe(self, tree: Tree, path: list[int]) -> None:
         pass
@@ -57,21 +62,22 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
     shape = controller.choose()
     if shape.depth >= limit:  # a path of d nodes below the root gives d + 1 tokens
         shape = replace(shape, depth=limit - 1)
-    tree = session.drafter.draft(root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
-    drafted = perf_counter()
+    drafted = session.drafter.draft(root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
+    tree = controller.cut(drafted)
+    before_pass = perf_counter()
     if len(tree) == 1:
         logits = session.step(root)[None]
-        verified = perf_counter()
+        after_pass = perf_counter()
         path, tokens = accept(tree, logits, sample, session.tokens)
     else:
         output = session.tree(tree.tokens, tree.parents)
-        verified = perf_counter()
+        after_pass = perf_counter()
         path, tokens = accept(tree, output.logits, sample, session.tokens, stop_ids)
         session.commit(path)
-        stats.union_shares.append(union_share(output.layer_scores))
-    controller.observe(tree, path)
+        stats.add_scores(output.layer_scores)
+    controller.observe(drafted, path[1:])
     stats.drafted += len(tree) - 1
     stats.accept_lengths.append(len(path))
-    stats.draft_seconds += drafted - start
-    stats.verify_seconds += verified - drafted
+    stats.draft_seconds += before_pass - start
+    stats.verify_seconds += after_pass - before_pass
     return tokens

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from .sparsity import union_share
+
+_SCORES_HELD = 32  # passes whose scores are looked at together: one at a time takes several times as long
 
 
 @dataclass
@@ -14,8 +21,8 @@ class Stats:
     """Times in seconds. The first token comes out of the prefill, so ``decode`` and the passes cover the others.
 
     ``drafted``: tokens proposed to the model, of which it accepted some. ``accept_lengths``: the new tokens of every
-    pass, plain ones included. ``union_shares``: for every pass that verified a tree, the share of experts that at least
-    one node used. ``draft`` and ``verify`` (the passes of the model, plain ones included) are parts of ``decode``.
+    pass, plain ones included. ``draft`` and ``verify`` (the model's passes, plain ones included) are parts of
+    ``decode``.
     """
 
     prompt_tokens: int = 0
@@ -27,7 +34,8 @@ class Stats:
     verify_seconds: float = 0.0
     drafted: int = 0
     accept_lengths: list[int] = field(default_factory=list)
-    union_shares: list[float] = field(default_factory=list)
+    _union_shares: list[float] = field(default_factory=list, repr=False)
+    _unseen_scores: list[Sequence[np.ndarray]] = field(default_factory=list, repr=False)
 
     @property
     def passes(self) -> int:
@@ -45,8 +53,19 @@ class Stats:
 
     @property
     def union_share(self) -> float | None:
-        """Mean over the passes that verified a tree."""
-        return _mean(self.union_shares)
+        """Share of experts that at least one node used, mean over the passes that verified a tree."""
+        self._look()
+        return _mean(self._union_shares)
+
+    def add_scores(self, layer_scores: Sequence[np.ndarray]) -> None:
+        """Count the router scores of a pass that verified a tree, float32 [n, E] per layer."""
+        self._unseen_scores.append(layer_scores)
+        if len(self._unseen_scores) == _SCORES_HELD:
+            self._look()
+
+    def _look(self) -> None:
+        self._union_shares.extend(map(union_share, self._unseen_scores))
+        self._unseen_scores.clear()
 
     @property
     def overhead_seconds(self) -> float:

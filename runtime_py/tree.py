@@ -39,6 +39,13 @@ class Tree:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def child(self, node: int, token: int) -> int | None:
+        """The first child of ``node`` that carries ``token``."""
+        for other in range(node + 1, len(self.tokens)):
+            if self.tokens[other] == token and self.parents[other] == node:
+                return other
+        return None
+
     def first(self, size: int) -> Tree:
         """The tree of the ``size`` best nodes (all, if there are fewer)."""
         return self if size >= len(self) else Tree(self.tokens[:size], self.parents[:size])

@@ -32,16 +32,13 @@ def accept(tree: Tree, logits: np.ndarray, sample: Sample, history: Sequence[int
     other token t with p(t): one draw from p decides all of it. Every token thus follows the target's distribution
     given those before it, and since it takes the very draw of plain decoding, the same seed gives the same text.
     """
-    children: dict[tuple[int, int], int] = {}
-    for node, (parent, token) in enumerate(zip(tree.parents, tree.tokens)):
-        children.setdefault((parent, token), node)
     path, drawn = [0], []
     before = [tree.tokens[0]]
     while True:
         token = sample(logits[path[-1]], itertools.chain(history, before))
         drawn.append(token)
-        child = children.get((path[-1], token))
-        if child is None or token in stop_ids:
+        child = None if token in stop_ids else tree.child(path[-1], token)
+        if child is None:
             return path, drawn
         path.append(child)
         before.append(token)

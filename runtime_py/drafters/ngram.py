@@ -27,42 +27,44 @@ class NgramDrafter:
     def __init__(self) -> None:
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}  # n-gram -> positions behind it, ascending
+        self._indexed = 0  # tokens whose n-grams are in the index
 
     def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
-        for token in tokens:
-            self._tokens.append(token)
-            end = len(self._tokens)
-            for ngram in self._suffixes():
-                self._places.setdefault(ngram, []).append(end)
+        self._tokens.extend(tokens)
 
     def rollback(self, length: int) -> None:
-        while len(self._tokens) > length:
-            for ngram in self._suffixes():
-                places = self._places[ngram]
-                places.pop()
+        for end in range(min(self._indexed + 1, len(self._tokens)), length, -1):  # + 1: one left half-done by Ctrl-C
+            for ngram in self._suffixes(end):
+                places = self._places.get(ngram, [])
+                while places and places[-1] >= end:
+                    places.pop()
                 if not places:
-                    del self._places[ngram]
-            self._tokens.pop()
+                    self._places.pop(ngram, None)
+        self._indexed = min(self._indexed, length)
+        del self._tokens[length:]
 
     def draft(self, root: int, shape: TreeShape) -> Tree:
-        self._tokens.append(root)  # the text to continue; not indexed: it is the suffix itself
+        for end in range(self._indexed + 1, len(self._tokens) + 1):
+            for ngram in self._suffixes(end):
+                self._places.setdefault(ngram, []).append(end)
+            self._indexed = end
+        depth = min(shape.depth, shape.size - 1)
+        self._tokens.append(root)  # the text to continue; not in the index: it is the suffix itself
         try:
-            matches = self._matches()
-            depth = min(shape.depth, shape.size - 1)
-            continuations = [(self._continuation(place, depth), length) for place, length in matches]
+            continuations = [(self._continuation(place, depth), length) for place, length in self._matches()]
         finally:
             self._tokens.pop()
         return _merge(root, continuations, shape)
 
-    def _suffixes(self) -> list[tuple[int, ...]]:
-        """The text's last 1, 2, ... tokens."""
-        last = tuple(self._tokens[-_LONGEST:])
+    def _suffixes(self, end: int) -> list[tuple[int, ...]]:
+        """The last 1, 2, ... of the first ``end`` tokens."""
+        last = tuple(self._tokens[max(end - _LONGEST, 0):end])
         return [last[-n:] for n in range(1, len(last) + 1)]
 
     def _matches(self) -> list[tuple[int, int]]:
         """Places where a suffix of the text occurred before and its length: longest first, then latest."""
         found: dict[int, int] = {}
-        for ngram in reversed(self._suffixes()):
+        for ngram in reversed(self._suffixes(len(self._tokens))):
             for place in islice(reversed(self._places.get(ngram, ())), _MATCHES):
                 found.setdefault(place, len(ngram))
                 if len(found) == _MATCHES:
