@@ -34,7 +34,7 @@ class Stats:
     verify_seconds: float = 0.0
     drafted: int = 0
     accept_lengths: list[int] = field(default_factory=list)
-    _union_shares: list[float] = field(default_factory=list, repr=False)
+    _shares: list[float] = field(default_factory=list, repr=False)
     _unseen_scores: list[Sequence[np.ndarray]] = field(default_factory=list, repr=False)
 
     @property
@@ -52,10 +52,14 @@ class Stats:
         return _mean(self.accept_lengths)
 
     @property
-    def union_share(self) -> float | None:
-        """Share of experts that at least one node used, mean over the passes that verified a tree."""
+    def union_shares(self) -> list[float]:
+        """For every pass that verified a tree, the share of experts that at least one node used."""
         self._look()
-        return _mean(self._union_shares)
+        return self._shares
+
+    @property
+    def union_share(self) -> float | None:
+        return _mean(self.union_shares)
 
     def add_scores(self, layer_scores: Sequence[np.ndarray]) -> None:
         """Count the router scores of a pass that verified a tree, float32 [n, E] per layer."""
@@ -64,7 +68,7 @@ class Stats:
             self._look()
 
     def _look(self) -> None:
-        self._union_shares.extend(map(union_share, self._unseen_scores))
+        self._shares.extend(map(union_share, self._unseen_scores))
         self._unseen_scores.clear()
 
     @property
