@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,12 @@ from ..artifact import CHAT_CONFIG, Artifact
 from ..bench.machine import busy_share, busy_warning, processor
 from ..engine import Engine
 from ..plot import check_plot
-from ..specbench.answers import AnswerStore
-from ..specbench.plot import PLOT_FORMATS, plot_report
 from ..specbench.questions import TASKS, choose, read_questions
-from ..specbench.report import FORMATS, make_report
 from ..specbench.run import MODES, answer_questions
-from ..weights import INDEX
 from .common import add_command, list_of, load_engine, note, positive_int
 
+_FORMATS = ("md", "csv", "json")
+_SAMPLE = 1024  # numbers of each weight that tell builds apart
 _MAX_TOKENS = 1024  # as Spec-Bench and the paper
 
 
@@ -45,11 +43,15 @@ def add_parser(subparsers: Any) -> None:
                         help="nodes of every token tree; the paper's is 32 (default: chosen pass by pass)")
     parser.add_argument("--answers", metavar="DIR", help="folder of the answers (default: specbench-NAME, by the "
                         "artifact's name)")
-    parser.add_argument("-o", "--output", choices=tuple(FORMATS), default="md", help="format (default: md)")
+    parser.add_argument("-o", "--output", choices=_FORMATS, default="md", help="format (default: md)")
     parser.add_argument("--plot", metavar="FILE", help="write a bar chart: .png (needs matplotlib)")
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..specbench.answers import AnswerStore
+    from ..specbench.plot import PLOT_FORMATS, plot_report
+    from ..specbench.report import FORMATS, make_report
+
     if args.plot is not None:
         check_plot(args.plot, PLOT_FORMATS)
     questions = choose(read_questions(args.questions), args.tasks, args.limit)
@@ -88,9 +90,10 @@ def _modes(artifact: Artifact, wanted: Collection[str] | None) -> list[str]:
 def _settings(engine: Engine, args: argparse.Namespace, modes: list[str]) -> dict[str, Any]:
     """What answers must have in common to be compared, as JSON values."""
     artifact = engine.artifact
-    return {"artifact": artifact.name,
-            "build_digest": _digest(artifact.library, artifact.path / CHAT_CONFIG, artifact.path / INDEX),
-            "machine": processor(), "threads": engine.threads, "questions_digest": _digest(Path(args.questions)),
+    build = [artifact.library.read_bytes(), (artifact.path / CHAT_CONFIG).read_bytes()]
+    build += [weight.reshape(-1)[:_SAMPLE].tobytes() for weight in artifact.weights.values()]
+    return {"artifact": artifact.name, "build_digest": _digest(build), "machine": processor(),
+            "threads": engine.threads, "questions_digest": _digest([Path(args.questions).read_bytes()]),
             "modes": modes, "max_tokens": args.max_tokens, "tree_size": args.tree_size}
 
 
@@ -101,12 +104,9 @@ def _facts(artifact: Artifact, busy: float | None) -> dict[str, Any]:
             "warnings": [text for text in (busy_warning(busy),) if text]}
 
 
-def _digest(*paths: Path) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of files' contents."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def _digest(parts: Iterable[bytes]) -> str:
+    """The first 16 hexadecimal digits of a SHA-256."""
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def _one_of(names: Collection[str]) -> Callable[[str], str]:

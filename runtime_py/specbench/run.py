@@ -40,15 +40,13 @@ def answer_questions(engine: Engine, questions: Sequence[Question], modes: Seque
     """Ask what ``store`` does not hold yet, greedily, at most ``max_tokens`` a turn. Modes take turns at being first.
     ``progress`` gets the number of questions done and what comes next. Raises UserError when the artifact has no
     tokenizer."""
-    def missing(question: Question) -> list[str]:
-        done = question.id in store.skipped
-        return [] if done else [mode for mode in modes if question.id not in store.answers[mode]]
-
     warm = False
     for number, question in enumerate(questions):
-        turn = number % len(modes)
-        for mode in [name for name in (*modes[turn:], *modes[:turn]) if name in missing(question)]:
-            try:
+        first = number % len(modes)
+        try:
+            for mode in (*modes[first:], *modes[:first]):
+                if question.id in store.skipped or question.id in store.answers[mode]:
+                    continue
                 if not warm:
                     progress(number, "warm-up")
                     for name in modes:
@@ -56,9 +54,8 @@ def answer_questions(engine: Engine, questions: Sequence[Question], modes: Seque
                     warm = True
                 progress(number, mode)
                 store.add(mode, _answer(engine, question, MODES[mode], max_tokens, tree_size))
-            except _TooLong as error:
-                store.skip(error.skipped)
-                break
+        except _TooLong as error:
+            store.skip(error.skipped)
         progress(number + 1, "")
 
 

@@ -162,7 +162,12 @@ def test_another_build_or_question_file_is_refused(specbench, artifact_folder, q
     write(questions, *QUESTIONS[:2])
     assert "holds answers with questions_digest" in specbench()[2]
     write(questions, *QUESTIONS)
+    library = (artifact_folder / "lib" / "toy.so").read_bytes()
     (artifact_folder / "lib" / "toy.so").write_bytes(b"another library")
+    assert "holds answers with build_digest" in specbench()[2]
+    (artifact_folder / "lib" / "toy.so").write_bytes(library)
+    weights = artifact_folder / "params_shard_0.bin"
+    weights.write_bytes(b"\1" + weights.read_bytes()[1:])
     assert "holds answers with build_digest" in specbench()[2]
 
 
