@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +13,7 @@ from compiled import nmse, same_bits
 
 import build as compiler
 from blockffn_mlc.builder import make_plan
-from blockffn_mlc.checkpoint import open_checkpoint
-from blockffn_mlc.checkpoint.draft import expected_shapes, open_draft
-from blockffn_mlc.eagle_reference import DraftShape, EagleReference
+from blockffn_mlc.eagle_reference import EagleReference
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.layers import READ
 from blockffn_mlc.reference import Reference
@@ -110,34 +107,23 @@ def test_the_most_likely_tokens_go_through_the_list(engine, golden):
     np.testing.assert_allclose(drafted.log_probs, np.take_along_axis(expected, order, -1), atol=2e-6)
 
 
-def oracle(target, draft, rounded):
-    """The PyTorch draft, its and its target's tensors passed through ``rounded(name, values)``."""
-    model, opened = open_checkpoint(target), open_draft(draft, open_checkpoint(target).config)
-    tensors = {name: torch.from_numpy(rounded(name, model.read(name))) for name in model.expected}
-    names = json.loads((draft / "config.json").read_text())
-    plain = {name: torch.from_numpy(rounded(name, opened.read(name)))
-             for name in expected_shapes(opened.draft.config, opened.draft.has_bias) if not name.startswith("fc.")}
-    plain |= {f"fc.{kind}": value for kind, value in fc_of(opened, rounded).items()}
-    ids = opened.draft.token_ids
-    return EagleReference(DraftShape(**{name: names[name] for name in DraftShape.__dataclass_fields__}), plain,
-                          Reference(model.config, tensors), None if ids is None else torch.tensor(ids))
-
-
-def fc_of(opened, rounded):
-    """``fc`` as released, made of its halves."""
-    halves = [rounded(f"fc{half}.weight", opened.read(f"fc{half}.weight")) for half in (1, 2)]
-    found = {"weight": torch.from_numpy(np.concatenate(halves, 1))}
-    if opened.draft.has_bias:
-        found["bias"] = torch.from_numpy(rounded("fc1.bias", opened.read("fc1.bias")))
-    return found
-
-
-def as_stored(weight_format, name, values):
-    """What a build keeps of a tensor."""
+def rounded(weight_format, tensors):
+    """What a build keeps of tensors."""
     if weight_format not in Q4_FORMATS:
-        return values
-    return (q4.dequantize(*q4.quantize(values, weight_format)) if values.ndim == 2
-            else values.astype("float16").astype("float32"))
+        return tensors
+    return {name: torch.from_numpy(
+        q4.dequantize(*q4.quantize(values.numpy(), weight_format)) if values.ndim == 2
+        else values.numpy().astype("float16").astype("float32")) for name, values in tensors.items()}
+
+
+def oracle(target, draft, weight_format):
+    """The PyTorch draft of a target, with the weights of a build in ``weight_format``."""
+    model = Reference.load(target)
+    model.tensors = rounded(weight_format, {name: model.tensors[name] for name in (
+        "model.embed_tokens.weight", "lm_head.weight")})
+    reference = EagleReference.load(draft, model)
+    reference.tensors = rounded(weight_format, reference.tensors)
+    return reference
 
 
 @pytest.mark.parametrize(("options", "weight_format", "tolerance"), [
@@ -150,7 +136,7 @@ def test_a_draft_of_an_mla_model_equals_the_oracle(mla, tmp_path, options, weigh
     ids = rng.integers(0, MLA.vocab_size, 40, np.int32)
     hidden = rng.standard_normal((40, MLA.hidden_size), np.float32)
     drafted = in_chunks(engine.library, ids, hidden, 9)
-    reference = oracle(mla / "model", mla / "draft", partial(as_stored, weight_format))
+    reference = oracle(mla / "model", mla / "draft", weight_format)
     with torch.no_grad():
         expected, _ = reference.forward(torch.from_numpy(ids)[None], torch.from_numpy(hidden)[None])
         logits = reference.logits(expected)
