@@ -35,7 +35,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--activations", choices=ACTIVATIONS, metavar="A",
                         help="what 4-bit weights are multiplied by: f32, int8x2 (two planes of 8-bit codes, about 15 "
                              "bits) or int8 (default: int8 where the processor multiplies bytes, else f32)")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="artifact folder (default: dist/MODEL-Q-T)")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR",
+                        help="artifact folder (default: dist/MODEL-Q-T; dist/MODEL-Q-A-T with --activations)")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
     parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens per prefill pass (default: 512)")
     parser.add_argument("--cpu", default="native", metavar="NAME", help="processor for --target cpu (default: native)")
@@ -73,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
                          model.folder, arguments.activations, model.draft)
     if not plan.chat["tokenizer_files"]:
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
-    out = arguments.output or Path("dist") / f"{model.name}-{quantization}-{target.name}"
+    parts = [model.name, quantization, arguments.activations, target.name]
+    out = arguments.output or Path("dist") / "-".join(part for part in parts if part)
     if arguments.dry_run:
         check_destination(out)
         report(plan.summary(), arguments)

@@ -11,14 +11,15 @@ MAX_TREE_NODES = 64  # bits of a token's ancestor mask
 class CpuTiles:
     """Register tiles of one vector unit.
 
-    ``lanes``: float32 lanes of a register. ``vectors``: registers per row of an output tile.
-    ``token_tiles``: rows computed together, chosen by the number of tokens (ascending, first is 1).
-    ``q4_token_tiles``: the same for 4-bit weights, whose tile is 32 outputs wide. ``score_tile``: heads x keys
-    of attention scored together; ``value_tile``: heads x registers of values they add together. ``parallel_rows``:
-    from this many rows on, a small per-row kernel is worth a parallel launch. ``down_slices``: contiguous parts that
-    the outputs of the down projection are cut into for up to ``down_slice_tokens`` tokens. ``dot``: LLVM's name of
-    the instruction that adds four products of bytes to each int32 lane, if there is one; its kernels use
-    ``coded_token_tiles``, for one plane of codes and for two.
+    ``lanes``: float32 lanes of a register. ``vectors``: registers per row of an output tile. ``token_tiles``: rows
+    computed together, chosen by the number of tokens (ascending, first is 1). ``q4_token_tiles``: the same for 4-bit
+    weights, whose tile is 32 outputs wide. ``score_tile``: heads x keys of attention scored together; ``value_tile``:
+    heads x registers of values they add together. ``latent_splits``: parts that the heads of latent attention, which
+    share keys, are cut into, so that one token occupies as many threads. ``parallel_rows``: from this many rows on, a
+    small per-row kernel is worth a parallel launch. ``down_slices``: contiguous parts that the outputs of the down
+    projection are cut into for up to ``down_slice_tokens`` tokens. ``dot``: LLVM's name of the instruction that adds
+    four products of bytes to each int32 lane, if there is one; its kernels use ``coded_token_tiles``, for one plane
+    of codes and for two.
     """
 
     lanes: int
@@ -27,6 +28,7 @@ class CpuTiles:
     q4_token_tiles: tuple[int, ...]
     score_tile: tuple[int, int]
     value_tile: tuple[int, int]
+    latent_splits: int = 2
     parallel_rows: int = 16
     down_slices: int = 8
     down_slice_tokens: int = 4
@@ -51,7 +53,7 @@ class CpuTiles:
 # integer sums must fit (tokens x planes x 32 outputs); their float accumulators are used once per group and may spill.
 CPU_TILES: dict[str, CpuTiles] = {
     "avx512": CpuTiles(lanes=16, vectors=2, token_tiles=(1, 4, 8), q4_token_tiles=(1, 4, 8),
-                       score_tile=(4, 4), value_tile=(4, 4)),
+                       score_tile=(4, 4), value_tile=(7, 3)),
     "avx2": CpuTiles(lanes=8, vectors=2, token_tiles=(1, 4), q4_token_tiles=(1, 2),
                      score_tile=(2, 4), value_tile=(4, 2)),
     "neon": CpuTiles(lanes=4, vectors=4, token_tiles=(1, 4), q4_token_tiles=(1, 2),

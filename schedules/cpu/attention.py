@@ -17,7 +17,7 @@ from ..tiles import MAX_TREE_NODES, CpuTiles
 from .attention_block import BLOCK, HeadGroup
 from .matrix import matrix
 from .rows import FloatRows, encoded
-from .vector import Register, for_lanes, kernel, load, rows_var, splat, store, when
+from .vector import Register, for_lanes, kernel, load, prefetch, rows_var, splat, store, when
 
 
 @cache
@@ -35,7 +35,7 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
     its neighbours.
     """
     group = heads // kv_heads
-    splits = 2 if kv_heads == 1 and heads > 1 else 1  # one token alone must occupy two threads
+    splits = tiles.latent_splits if kv_heads == 1 and heads > 1 else 1
     share = -(-group // splits)  # heads of an item
     with kernel(__name__) as k:
         n = rows_var()
@@ -65,7 +65,11 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
                     slot = T.bind(seen.slot(b * BLOCK + j))
                     return lambda i, lanes: load(kv, slot, kv_head, i, lanes=lanes)
 
-                head_group.add(T.bind(T.min(seen.count - b * BLOCK, T.int64(BLOCK))), cached)
+                def fetch(j: Any, column: Any, columns: int) -> None:
+                    slot = seen.slot(T.min((b + 1) * BLOCK + j, seen.count - 1))
+                    prefetch(kv, slot, kv_head, column, count=columns)
+
+                head_group.add(T.bind(T.min(seen.count - b * BLOCK, T.int64(BLOCK))), cached, fetch)
             mix = FloatRows(tiles, head_group.mix, value_dim)
             with T.serial(0, share) as head:
                 total = Register(1, head_group.total(head))

@@ -25,6 +25,8 @@ class HeadGroup:
     def __init__(self, tiles: CpuTiles, heads: int, key_dim: int, value_offset: int, value_dim: int) -> None:
         self._tiles, self._lanes, self._heads = tiles, tiles.lanes, heads
         self._key_dim, self._value_offset = key_dim, value_offset
+        self._key_only = [(start, end) for start, end in ((0, min(key_dim, value_offset)),
+                                                          (value_offset + value_dim, key_dim)) if start < end]
         self._columns = max(key_dim, value_offset + value_dim)
         self._key_vectors, self._value_vectors = (-(-dim // self._lanes) for dim in (key_dim, value_dim))
         key_width, value_width = self._key_vectors * self._lanes, self._value_vectors * self._lanes
@@ -49,20 +51,23 @@ class HeadGroup:
             with T.serial(0, BLOCK) as j:
                 self._fill(self._rows, j, self._width, _zero)
 
-    def add(self, count: Any, row: Callable[[Any], Read]) -> None:
-        """Attend to ``count`` (1 to BLOCK) more rows: ``row(j)``."""
+    def add(self, count: Any, row: Callable[[Any], Read], fetch: Callable[[Any, Any, int], None]) -> None:
+        """Attend to ``count`` (1 to BLOCK) more rows: ``row(j)``. ``fetch(j, column, columns)`` asks for a part of
+        row j of the next block: each phase asks for what it will read, so that memory is busy all the time."""
         tile_heads, keys = self._tiles.score_tile
         with T.serial(0, T.floordiv(count + (keys - 1), keys)) as tile:
             for j in range(keys):
                 j = tile * keys + j
                 self._fill(self._rows, j, self._columns, row(T.min(j, count - 1)))
+                for start, end in self._key_only:
+                    fetch(j, start, end - start)
             _split(self._heads, tile_heads, lambda head, heads: self._score(head, heads, tile * keys))
         with T.serial(0, self._heads) as head:
             self._weigh(head, count)
         tile_heads, tile_vectors = self._tiles.value_tile
         _split(self._value_vectors, tile_vectors, lambda vector, vectors: _split(
             self._heads, tile_heads,
-            lambda head, heads: self._add_values(head, heads, vector * self._lanes, vectors, count)))
+            lambda head, heads: self._add_values(head, heads, vector * self._lanes, vectors, count, fetch)))
 
     def total(self, head: Any) -> Any:
         """The sum of a head's weights."""
@@ -117,13 +122,16 @@ class HeadGroup:
             total.set(total.get() + scores[v].get())
         store(self._totals, total.get(), head, 0, lanes=lanes)
 
-    def _add_values(self, head: Any, heads: int, first: Any, vectors: int, count: Any) -> None:
+    def _add_values(self, head: Any, heads: int, first: Any, vectors: int, count: Any,
+                    fetch: Callable[[Any, Any, int], None]) -> None:
         """mix[head + h, first:] += sum_j weights[head + h, j] * values of row j, for a tile of heads and vectors."""
         lanes = self._lanes
         starts = [first + v * lanes for v in range(vectors)]
         acc = [[Register(lanes, load(self.mix, head + h, start, lanes=lanes)) for start in starts]
                for h in range(heads)]
         with T.serial(0, count) as j:
+            with when(head == 0):
+                fetch(j, self._value_offset + first, vectors * lanes)
             values = [T.bind(load(self._rows, j, self._value_offset + start, lanes=lanes)) for start in starts]
             for h, registers in enumerate(acc):
                 weight = T.bind(splat(self._weights[head + h, j], lanes))

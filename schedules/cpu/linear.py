@@ -42,7 +42,7 @@ def linear(tiles: CpuTiles, inputs: int, outputs: int, weight_format: str = "flo
 
             def emit(tile: list[Any]) -> None:
                 acc = w.registers(len(tile))
-                w.accumulate(acc, (part,), [x.row(row) for row in tile], (part + 1,))
+                w.accumulate(acc, (part,), [x.row(row) for row in tile], (w.following(part),))
                 for row, registers in zip(tile, acc):
                     w.finish(registers, part, lambda value, column, lanes: finish(value, row, column, lanes))
 

@@ -66,6 +66,11 @@ class Matrix:
         else:
             whole(0, len(registers))
 
+    def following(self, part: Any) -> Any:
+        """The tile to fetch ahead while ``part`` is computed: the next one, the last itself (what lies behind a
+        matrix is not worth reading)."""
+        return T.min(part + 1, T.int64(self.count - 1))
+
     def _fetch(self, ahead: Sequence[Any], step: Any) -> None:
         """Prefetch what step ``step`` of the tile ``ahead`` reads: at least a whole tile before its turn."""
         prefetch(self.buffer, *ahead, step, 0, count=int(self.buffer.shape[-1]))

@@ -60,7 +60,7 @@ def router(tiles: CpuTiles, experts: int, hidden: int, norm: str, eps: float, no
 
                 def emit(tile: list[Any]) -> None:
                     acc = w.registers(len(tile))
-                    w.accumulate(acc, (part,), [normed.row(row) for row in tile], (part + 1,))
+                    w.accumulate(acc, (part,), [normed.row(row) for row in tile], (w.following(part),))
                     for row, registers in zip(tile, acc):
                         w.finish(registers, part,
                                  lambda value, column, lanes: store(logits, value, row, column, lanes=lanes))
@@ -72,7 +72,7 @@ def router(tiles: CpuTiles, experts: int, hidden: int, norm: str, eps: float, no
                 for_lanes(experts, tiles.lanes,
                           lambda i, lanes: store(scores, score(i, lanes), first + row, i, lanes=lanes))
 
-        over_rows(T.floordiv(n + (block - 1), block), 2, body)
+        over_rows(T.floordiv(n + (block - 1), block), -(-tiles.parallel_rows // block), body)
     return k.func
 
 

@@ -40,8 +40,9 @@ def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, weig
         with T.parallel(0, union_size * w.count) as item:
             part, place = T.bind(T.floordiv(item, union_size)), T.bind(T.floormod(item, union_size))
             expert = T.bind(T.cast(ids[place], "int64"))
-            following = T.bind(T.cast(ids[T.floormod(item + 1, union_size)], "int64"))
-            ahead = following, T.bind(T.floordiv(item + 1, union_size))
+            next_item = T.bind(T.min(item + 1, union_size * w.count - 1))
+            following = T.bind(T.cast(ids[T.floormod(next_item, union_size)], "int64"))
+            ahead = following, T.bind(T.floordiv(next_item, union_size))
 
             def emit(tile: list[Any]) -> None:
                 tile_tokens = [T.bind(T.cast(tokens[place, row], "int64")) for row in tile]

@@ -3,54 +3,30 @@
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tvm
+from building import build
 from checkpoints import GQA, MLA, write_random_checkpoint
 
-import build as command
 from blockffn_mlc import builder, staging
 from runtime_py.weights import load_weights
 from schedules.layout import unpack_rows
-from targets import find_target
 
 ROOT = Path(__file__).resolve().parents[2]
-x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
-
-
-def build(*arguments, check=True):
-    """Run build.py in this process; its exit code and what it printed."""
-    stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
-        try:
-            code = command.main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-    assert code == 0 or not check, stderr.getvalue()
-    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("params_shard_*.bin"))}
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    write_random_checkpoint(folder, MLA)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -262,54 +238,6 @@ def test_half_precision_refuses_what_it_cannot_hold(tmp_path):
     assert "model.norm.weight" in result.stderr and "float16" in result.stderr and "q0f32" in result.stderr
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), [
-    (["--target", "toaster"], 1, ["--target toaster", "cpu"]),
-    (["--quantization", "q3"], 1, ["--quantization q3", "q0f32"]),
-    (["--cpu", "i8086x"], 1, ["--cpu i8086x", "native"]),
-    (["--cpu", "i686"], 1, ["--cpu i686", "native"]),
-    (["--context-window", "0"], 1, ["--context-window 0"]),
-    (["--prefill-chunk", "0"], 1, ["--prefill-chunk 0"]),
-    (["--model", "no/such/folder"], 1, ["no/such/folder", "demo"]),
-    (["--model", "huge@random"], 1, ["huge", "xlarge"]),
-    (["--context-window", "99999999"], 1, ["--context-window", "max_position_embeddings"]),
-    (["--prefill-chunk", "100000"], 1, ["--prefill-chunk", "context window"]),
-    (["--jobs", "0"], 2, ["--jobs"]),
-    (["--activations", "int4"], 2, ["--activations", "int8x2"]),
-    (["--no-such-option"], 2, ["--no-such-option"]),
-])
-def test_bad_options_get_one_sentence(arguments, code, words, checkpoint):
-    model = [] if "--model" in arguments else ["--model", checkpoint]
-    result = build(*model, *arguments, "--dry-run", check=False)
-    assert result.returncode == code and "Traceback" not in result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
-
-
-@x86
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--quantization", "q0f16", "--activations", "int8"], ["--activations int8", "q0f16", "not 4-bit", "choose f32"]),
-    (["--quantization", "q4f16_1", "--cpu", "haswell", "--activations", "int8x2"],
-     ["--activations int8x2", "haswell", "dot products of bytes", "choose f32"])])
-def test_activations_without_kernels_get_one_sentence(arguments, words, checkpoint):
-    result = build("--model", checkpoint, *arguments, "--dry-run", check=False)
-    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
-    assert result.returncode == 1 and all(word in error for word in words), result.stderr
-    assert "Traceback" not in result.stderr and not result.stdout
-
-
-@x86
-@pytest.mark.parametrize(("quantization", "cpu", "given", "expected"), [
-    ("q4f16_1", "cascadelake", None, "int8"), ("q4f32_1", "alderlake", None, "int8"),
-    ("q4f16_1", "haswell", None, "f32"), ("q0f16", "cascadelake", None, "f32"),
-    ("q4f16_1", "cascadelake", "int8x2", "int8x2"), ("q4f16_1", "cascadelake", "f32", "f32"),
-    ("q0f32", "haswell", "f32", "f32")])
-def test_the_choice_of_activations(checkpoint, quantization, cpu, given, expected):
-    options = ["--activations", given] if given else []
-    result = build("--model", checkpoint, "--quantization", quantization, "--cpu", cpu, *options, "--dry-run", "--json")
-    assert json.loads(result.stdout)["activations"] == expected
-    plan = builder.make_plan(MLA, find_target("cpu", cpu), quantization, activation_format=given)
-    assert plan.chat["blockffn"]["activations"] == expected
-
-
 def test_a_folder_that_is_no_artifact_is_not_overwritten(checkpoint, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     result = build("--model", checkpoint, "-o", tmp_path, check=False)
@@ -325,10 +253,6 @@ def test_dry_run_writes_nothing_and_predicts_the_sizes(checkpoint, artifact, tmp
     assert {key: summary[key] for key in plan} == plan
     stored = sum(len(data) for data in contents(out).values())
     assert 0 <= stored - plan["weight_bytes"] < 64 * plan["tensors"]
-
-
-def test_list_targets_names_the_cpu():
-    assert "cpu" in json.loads(build("--list-targets", "--json").stdout)
 
 
 @pytest.mark.parametrize("quantization, dtype", [("q0f32", np.float32), ("q0f16", np.float16)])
