@@ -16,10 +16,11 @@ class CpuTiles:
     weights, whose tile is 32 outputs wide. ``score_tile``: heads x keys of attention scored together; ``value_tile``:
     heads x registers of values they add together. ``latent_splits``: parts that the heads of latent attention, which
     share keys, are cut into, so that one token occupies as many threads. ``parallel_rows``: from this many rows on, a
-    small per-row kernel is worth a parallel launch. ``down_slices``: contiguous parts that the outputs of the down
-    projection are cut into for up to ``down_slice_tokens`` tokens. ``dot``: LLVM's name of the instruction that adds
-    four products of bytes to each int32 lane, if there is one; its kernels use ``coded_token_tiles``, for one plane
-    of codes and for two.
+    small per-row kernel is worth a parallel launch. ``stream_tokens``: up to this many tokens the experts' kernels
+    are bound by memory and read long contiguous runs; beyond, they balance threads. ``down_slices``: contiguous parts
+    that the outputs of the down projection are then cut into. ``dot``: LLVM's name of the instruction that adds four
+    products of bytes to each int32 lane, if there is one; its kernels use ``coded_token_tiles``, for one plane of
+    codes and for two.
     """
 
     lanes: int
@@ -30,8 +31,8 @@ class CpuTiles:
     value_tile: tuple[int, int]
     latent_splits: int = 2
     parallel_rows: int = 16
+    stream_tokens: int = 4
     down_slices: int = 8
-    down_slice_tokens: int = 4
     dot: str = ""
     coded_token_tiles: tuple[tuple[int, ...], ...] = ()
 

@@ -43,7 +43,7 @@ def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, w
                     store(y, body(row, column), row, column, lanes=lanes)
 
         # Few tokens: a slice of many tiles reads long runs of each expert. Many: one tile's sums stay in the L1 cache.
-        slices = T.bind(T.if_then_else(n <= tiles.down_slice_tokens, T.int64(min(tiles.down_slices, w.count)),
+        slices = T.bind(T.if_then_else(n <= tiles.stream_tokens, T.int64(min(tiles.down_slices, w.count)),
                                        T.int64(w.count)))
         with T.parallel(0, slices) as item:
             first, last = (T.bind(T.floordiv(i * w.count, slices)) for i in (item, item + 1))

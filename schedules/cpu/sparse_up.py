@@ -36,13 +36,20 @@ def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, weig
         act = rows(k, tiles, activations, (experts, n), expert_size)
         union_size = T.cast(count[0], "int64")
 
-        # All experts' first tiles, then all their second ones: threads stay balanced where experts differ in tokens.
-        with T.parallel(0, union_size * w.count) as item:
-            part, place = T.bind(T.floordiv(item, union_size)), T.bind(T.floormod(item, union_size))
+        # Few tokens: an expert's tiles follow each other, as they lie in memory. Many: all experts' first tiles, then
+        # all their second ones, so that threads stay balanced where experts differ in tokens.
+        items = T.bind(union_size * w.count)
+        expert_major = T.bind(n <= tiles.stream_tokens)
+
+        def place_and_part(item: Any) -> tuple[Any, Any]:
+            return (T.bind(T.if_then_else(expert_major, T.floordiv(item, w.count), T.floormod(item, union_size))),
+                    T.bind(T.if_then_else(expert_major, T.floormod(item, w.count), T.floordiv(item, union_size))))
+
+        with T.parallel(0, items) as item:
+            place, part = place_and_part(item)
             expert = T.bind(T.cast(ids[place], "int64"))
-            next_item = T.bind(T.min(item + 1, union_size * w.count - 1))
-            following = T.bind(T.cast(ids[T.floormod(next_item, union_size)], "int64"))
-            ahead = following, T.bind(T.floordiv(next_item, union_size))
+            next_place, next_part = place_and_part(T.min(item + 1, items - 1))
+            ahead = T.bind(T.cast(ids[next_place], "int64")), next_part
 
             def emit(tile: list[Any]) -> None:
                 tile_tokens = [T.bind(T.cast(tokens[place, row], "int64")) for row in tile]
