@@ -13,7 +13,7 @@ from typing import Any
 from blockffn_mlc.builder import build_artifact, make_plan
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.progress import Progress
-from blockffn_mlc.sources import DEMO, open_model, with_draft
+from blockffn_mlc.sources import DEMO, DEMO_DRAFT, open_model, with_draft
 from blockffn_mlc.staging import check_destination
 from schedules.activations import ACTIVATIONS
 from targets import TARGETS, find_target
@@ -26,8 +26,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEMO, metavar="M",
                         help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
                              "NAME one of small, medium, large, xlarge, 3b")
-    parser.add_argument("--draft", type=Path, metavar="DIR",
-                        help="folder of an EAGLE draft of the model, compiled into the same artifact")
+    parser.add_argument("--draft", metavar="DIR",
+                        help="folder of an EAGLE draft of the model, compiled into the same artifact, or 'none' "
+                             "(default: the demo's own for the demo, none otherwise)")
     parser.add_argument("--draft-vocab", type=int, metavar="N",
                         help="let the draft name the first N tokens of its frequency list (default: all)")
     parser.add_argument("--quantization", metavar="Q", help="weight format, in MLC's names "
@@ -52,6 +53,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: expected at least 1")
+    if arguments.draft is None and arguments.model == DEMO:
+        arguments.draft = str(DEMO_DRAFT)
+    arguments.draft = None if arguments.draft in (None, "none") else Path(arguments.draft)
     if arguments.draft_vocab is not None and arguments.draft is None:
         parser.error(f"--draft-vocab {arguments.draft_vocab}: expected --draft DIR beside it")
     return arguments

@@ -18,6 +18,7 @@ from .random_model import RECIPE_VERSION, random_checkpoint
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_DRAFT = DEMO_FOLDER / "draft"
 
 
 @dataclass(frozen=True)
