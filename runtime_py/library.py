@@ -63,6 +63,8 @@ class Library:
         self._step_tensors = [self._wrap(row[:1]) for row in memory[:3]]
         self._step_tensors += [self._wrap(memory[3, :2].reshape(1, 2)), self._wrap(memory[4, :1])]
         self._kept: dict[tuple[tuple[int, ...], ...], tuple[list[np.ndarray], list[Any]]] = {}  # see _copies
+        if artifact.draft:
+            self._draft_states = aligned_zeros((artifact.prefill_chunk_size, artifact.config.hidden_size), np.float32)
         self._item = self._ffi.get_global_func("ffi.ArrayGetItem")
 
     @property
@@ -118,10 +120,10 @@ class Library:
         """Run the draft model on pairs: token ``ids[i]`` and ``hidden[i]``, the state before it. Arguments as for
         ``forward``, hidden float32 [n, H]; row i is written to slot past + offset + i of ``caches``
         (``new_draft_caches``), ancestor bit b is slot past + b."""
-        state = aligned_zeros(hidden.shape, np.float32)
-        state[...] = hidden
+        states = self._draft_states[:len(hidden)]
+        states[...] = hidden
         ids, *others = self._copies(ids, positions, visible, ancestors, rows)
-        result = self._call(self._draft, ids, self._wrap(state), *others, self._ffi.Shape((past,)),
+        result = self._call(self._draft, ids, self._wrap(states), *others, self._ffi.Shape((past,)),
                             self._ffi.Shape((offset,)), caches, self._params)
         return Drafted(*(np.from_dlpack(tensor) for tensor in result))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,7 @@ class EagleDrafter:
         self._tokens: list[int] = []  # of the session
         # Kept for a rollback, behind which a row is missing. The system gives memory only to rows that are written.
         self._states = np.empty((self._window, artifact.config.hidden_size), np.float32)
+        self._steps = np.arange(self._chunk, dtype=np.int32)
         self._cached = 0  # rows in the cache
         self._root = -1  # token of the row behind the session's last token, once there is one
 
@@ -55,21 +57,25 @@ class EagleDrafter:
         depth = min(shape.depth, self._window - past - 1)  # the deepest node must be inside the window
         if shape.size == 1 or depth < 1 or not past:
             return Tree([root], [-1])
-        drafted, top_k = self._feed(root), min(shape.top_k, self._top_k)
-        candidates = _Candidates(drafted, top_k)
-        states, masks, used = drafted.hidden[-1:], np.zeros(1, "<u8"), 0  # of the nodes expanded last
+        top_k = min(shape.top_k, self._top_k)
+        candidates = _Candidates(shape.size - 1, top_k)
+        drafted = self._feed(root)
+        candidates.add([-1], drafted)
+        states, masks, used = drafted.hidden[-1:], [0], 0  # of the nodes expanded last
         for level in range(1, depth):
-            nodes, parents = candidates.to_expand(shape.size - 1, min(top_k, MASK_BITS - used))
-            if not len(nodes):
+            nodes = candidates.to_expand(min(top_k, MASK_BITS - used))
+            count = len(nodes)
+            if not count:
                 break
-            masks = masks[parents] | np.uint64(1) << np.arange(used, used + len(nodes), dtype=np.uint64)
+            rows = [candidates.rows[node] for node in nodes]  # of each node's parent among those
+            masks = [masks[row] | 1 << used + i for i, row in enumerate(rows)]
             drafted = self._library.draft(
-                candidates.tokens[nodes], states[parents], np.full(len(nodes), past + level - 1, np.int32),
-                np.full(len(nodes), past, np.int32), masks.view("<i4").reshape(-1, 2),
-                np.arange(len(nodes), dtype=np.int32), past, used, self._caches)
-            candidates.expand(nodes, drafted)
-            states, used = drafted.hidden, used + len(nodes)
-        return candidates.tree(root, shape.size)
+                np.array([candidates.tokens[node] for node in nodes], np.int32), states[rows],
+                np.full(count, past + level - 1, np.int32), np.full(count, past, np.int32),
+                np.array(masks, "<u8").view("<i4").reshape(count, 2), self._steps[:count], past, used, self._caches)
+            candidates.add(nodes, drafted)
+            states, used = drafted.hidden, used + count
+        return build_tree(root, candidates.tokens, candidates.parents, candidates.scores, shape.size)
 
     def _feed(self, root: int) -> Drafted:
         """Compute the rows that are missing and the one of ``root`` behind them; what follows it."""
@@ -77,49 +83,44 @@ class EagleDrafter:
         start = min(self._cached, past - 1)
         tokens = np.array([*self._tokens[start + 1:], root], np.int32)
         for first in range(start, past, self._chunk):
-            positions = np.arange(first, min(first + self._chunk, past), dtype=np.int32)
+            count = min(self._chunk, past - first)
+            positions = first + self._steps[:count]
             drafted = self._library.draft(
-                tokens[positions - start], self._states[positions], positions, positions + 1,
-                np.zeros((len(positions), 2), np.int32), np.array([len(positions) - 1], np.int32), first, 0,
-                self._caches)
+                tokens[first - start:first - start + count], self._states[first:first + count], positions,
+                positions + 1, np.zeros((count, 2), np.int32), self._steps[count - 1:count], first, 0, self._caches)
         self._cached, self._root = past, root
         return drafted
 
 
 class _Candidates:
-    """Every node tried so far: its token, its parent among them (-1: the root) and its cumulative log-probability.
-    The last level's begin at ``first``, ``top_k`` for each node that was expanded last."""
+    """The nodes tried so far that may be among the ``kept`` best in the end: lists of their ``tokens``, ``parents``
+    (-1: the root), cumulative log-probabilities and ``rows``: which of the nodes expanded for it is its parent."""
 
-    def __init__(self, drafted: Drafted, top_k: int) -> None:
-        self.tokens, self._parents, self._scores = np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0)
-        self._first, self._top_k = 0, top_k
-        self._add(np.array([-1]), np.zeros(1), drafted)
+    def __init__(self, kept: int, top_k: int) -> None:
+        self.tokens: list[int] = []
+        self.parents: list[int] = []
+        self.scores: list[float] = []
+        self.rows: list[int] = []
+        self._kept, self._top_k = kept, top_k
+        self._first = 0  # of the last level
+        self._best: list[int] = []
 
-    def expand(self, nodes: np.ndarray, drafted: Drafted) -> None:
-        """Add what follows ``nodes``, a level further down."""
-        self._add(nodes, self._scores[nodes], drafted)
-
-    def to_expand(self, kept: int, limit: int) -> tuple[np.ndarray, np.ndarray]:
-        """The ``limit`` best of the last level, as far as they are among the ``kept`` best of all; and which of the
-        nodes expanded last is the parent of each."""
-        best = self._best(kept)
-        nodes = best[best >= self._first][:limit]
-        return nodes, (nodes - self._first) // self._top_k
-
-    def tree(self, root: int, size: int) -> Tree:
-        """The best ``size - 1`` behind ``root``."""
-        kept = np.sort(self._best(size - 1))  # with a node, its parent: that scores no less and came earlier
-        parents = self._parents[kept]
-        places = np.where(parents < 0, -1, np.searchsorted(kept, parents))
-        return build_tree(root, self.tokens[kept].tolist(), places.tolist(), self._scores[kept].tolist(), size)
-
-    def _best(self, count: int) -> np.ndarray:
-        return np.argsort(-self._scores, kind="stable")[:count]
-
-    def _add(self, parents: np.ndarray, scores: np.ndarray, drafted: Drafted) -> None:
+    def add(self, nodes: Sequence[int], drafted: Drafted) -> None:
+        """Add a level: the most likely tokens behind each of ``nodes``, rows of ``drafted``."""
         self._first = len(self.tokens)
-        log_probs = drafted.log_probs[:, :self._top_k].astype(np.float64)
-        log_probs[~(log_probs <= 0)] = -np.inf  # of damaged weights: it must not outrank its parent
-        self.tokens = np.append(self.tokens, drafted.tokens[:, :self._top_k])
-        self._parents = np.append(self._parents, np.repeat(parents, self._top_k))
-        self._scores = np.append(self._scores, scores[:, None] + log_probs)
+        lowest = self.scores[self._best[-1]] if len(self._best) == self._kept else -math.inf
+        named, log_probs = drafted.tokens.tolist(), drafted.log_probs.tolist()
+        for row, node in enumerate(nodes):
+            score = self.scores[node] if node >= 0 else 0.0
+            for token, log_prob in zip(named[row][:self._top_k], log_probs[row]):
+                if not score + log_prob > lowest:  # nor do those behind it; damaged weights may give NaN
+                    break
+                self.tokens.append(token)
+                self.parents.append(node)
+                self.scores.append(score + log_prob)
+                self.rows.append(row)
+        self._best = sorted(range(len(self.scores)), key=lambda node: -self.scores[node])[:self._kept]
+
+    def to_expand(self, limit: int) -> list[int]:
+        """The ``limit`` best of the last level, as far as they are among the best of all."""
+        return [node for node in self._best if node >= self._first][:limit]
