@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,9 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .artifact import Artifact
+from .controller import Controller
+from .cost_measurement import cost_table
+from .cost_table import CostTable
 from .drafters import Drafter, make_drafter
 from .generation import Generation
 from .library import Library
@@ -48,6 +51,8 @@ class Engine:
         self.library = library
         self.threads = threads
         self.load_seconds = load_seconds
+        self.progress: Callable[[str], None] = lambda line: None  # told of what takes a moment
+        self._costs: dict[str, CostTable] = {}  # by drafter
 
     @classmethod
     def load(cls, path: str | Path, threads: int | None = None, *, mmap: bool = False, pin: bool = False) -> Engine:
@@ -91,7 +96,11 @@ class Engine:
             raise UserError(f"tree size: {tree_size} nodes need a drafter, found draft 'none'; use 'auto'")
         if drafter is None or tree_size == 1:
             return FixedShape(PLAIN)
-        return FixedShape(fixed_shape(tree_size or min(8, limit), drafter))
+        if tree_size is not None:
+            return FixedShape(fixed_shape(tree_size, drafter))
+        if drafter.name not in self._costs:
+            self._costs[drafter.name] = cost_table(self, drafter, self.progress)
+        return Controller(self._costs[drafter.name])
 
     def generate(self, prompt: str | Sequence[int], max_tokens: int | None = None, sampling: Sampling = GREEDY, *,
                  draft: str | Drafter = "auto", tree_size: int | None = None) -> Generation:

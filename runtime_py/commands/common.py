@@ -37,7 +37,9 @@ def load_engine(args: argparse.Namespace) -> Engine:
     cores = physical_cores()
     if args.threads is not None and args.threads > cores:
         note(f"note: {args.threads} threads share {cores} core(s), which is slower than --threads {cores}")
-    return Engine.load(args.artifact, args.threads, mmap=args.mmap, pin=args.pin)
+    engine = Engine.load(args.artifact, args.threads, mmap=args.mmap, pin=args.pin)
+    engine.progress = note
+    return engine
 
 
 def add_input(parser: argparse.ArgumentParser, *kinds: str) -> None:

@@ -7,7 +7,15 @@ from fake_library import FakeLibrary
 from toy import write_artifact
 
 from runtime_py.cli import main
+from runtime_py.cost_table import CostTable
 from runtime_py.engine import Engine
+
+
+@pytest.fixture(autouse=True)
+def fixed_costs(monkeypatch):
+    """No test depends on this machine's speed or on the user's cache: speculation costs what these figures say."""
+    table = CostTable((1, 2, 4, 8, 16, 32, 64), (1.0, 1.05, 1.1, 1.2, 1.4, 1.8, 2.6))
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda engine, drafter, progress: table)
 
 
 @pytest.fixture

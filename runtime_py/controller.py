@@ -1,0 +1,230 @@
+"""How large a tree to draft and to verify: the shape that makes the most tokens per second, or plain decoding.
+
+*Estimate.* What drafts bring is judged in hindsight: verification never changes the text, so the tokens decoded after
+a tree was drafted tell its path through the text, verified or not. A tree's nodes are in falling order of score, so
+its first n nodes of at most d levels are the tree of that smaller shape, and one tree tells what every shape inside it
+would have brought: as many tokens as the path has nodes among those n, the root included. For each shape the
+controller keeps what it brings and costs beyond the one inside it, averaged over the trees that held both; each tree
+counts 1/MEMORY less for every later one.
+
+*Decision.* The shape with the most expected tokens per second (of the cost table), counting in the passes for which
+the drafter had nothing to offer. Plain decoding is one of the shapes. Before anything is known, a draft is taken to be
+right with probability PRIOR on each level, and a wider tree to bring nothing more; the first FIRST drafts speculate
+even so.
+
+*Exploration.* More is drafted than verified: up to GROW times the nodes, always by a draft model, for which they cost
+little, and else in the first FIRST drafts and in every PROBE-th; these are also one level deeper than decided.
+
+*Retry.* While plain decoding wins, a tree is drafted now and then, of which nothing is verified: after WAIT tokens,
+then after twice as many each time, MAX_WAIT at most. Success, speculation ahead again, resets the wait.
+
+Levels drafted only to learn may take SHARE of plain decoding's time, whatever the counts say (but for the FIRST).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .cost_table import CostTable
+from .tree import Tree, TreeShape
+
+MEMORY = 64
+PRIOR, PRIOR_WEIGHT = 0.5, 4  # the latter in trees
+FIRST, PROBE, GROW = 3, 8, 4
+WAIT, MAX_WAIT = 2, 16
+SHARE = 0.01
+TOP_K = 10
+_FADE = 1 - 1 / MEMORY
+
+
+def default_shapes(costs: CostTable, max_size: int = 64) -> tuple[TreeShape, ...]:
+    """Plain decoding and every shape that would pay if all its drafts were right: the sizes of the cost table, with the
+    depths it knows, or with all levels where drafting costs nothing. A shape comes after those inside it."""
+    shapes = [TreeShape(1, 0, TOP_K)]
+    for size in costs.nodes[1:]:
+        deepest = min(size - 1, len(costs.draft_seconds) or size - 1)
+        for depth in range(1 if costs.draft_seconds else deepest, deepest + 1):
+            shape = TreeShape(size, depth, TOP_K)
+            if size <= max_size and (1 + depth) * costs.seconds_for(shapes[0]) > costs.seconds_for(shape):
+                shapes.append(shape)
+    return tuple(shapes)
+
+
+def counterfactuals(levels: Sequence[int], path: Sequence[int], shapes: Sequence[TreeShape]) -> list[tuple[int, int]]:
+    """For each shape the tokens that its part of a tree brings, and the nodes of that part.
+
+    ``levels`` of the tree's nodes, in falling order of score; ``path``: those that the text takes, from the root on."""
+    parts: dict[int, tuple[list[int], int]] = {max(levels): (list(path), len(levels))}
+    results = []
+    for shape in shapes:
+        depth = min(shape.depth, max(levels))
+        if depth not in parts:
+            kept = [node for node, level in enumerate(levels) if level <= depth]
+            parts[depth] = [place for place, node in enumerate(kept) if node in path], len(kept)
+        places, nodes = parts[depth]
+        results.append((sum(place < shape.size for place in places), min(shape.size, nodes)))
+    return results
+
+
+def fastest(tokens: Sequence[float], seconds: Sequence[float], idle: float, idle_seconds: float) -> int:
+    """The index with the most tokens per second, where a pass of ``tokens`` in ``seconds`` comes with ``idle`` tokens
+    of other passes in ``idle_seconds``. Of equals the first."""
+    rates = [(count + idle) / (time + idle_seconds) for count, time in zip(tokens, seconds)]
+    return rates.index(max(rates))
+
+
+@dataclass
+class _Gain:
+    """What a shape brings and costs beyond the one inside it: sums over ``weight`` trees, older ones faded."""
+
+    tokens: float
+    seconds: float
+    weight: float
+
+    def fade(self, factor: float) -> None:
+        self.tokens *= factor
+        self.seconds *= factor
+        self.weight *= factor
+
+
+@dataclass
+class _Draft:
+    """A tree that was drafted as ``shape``, and its path through the text as far as the text is known."""
+
+    tree: Tree
+    shape: TreeShape
+    path: list[int]
+
+    def follow(self, tokens: Sequence[int]) -> bool:
+        """Whether the text, going on with ``tokens``, may still be in the tree."""
+        for token in tokens:
+            node = next((node for node in range(self.path[-1] + 1, len(self.tree))
+                         if self.tree.parents[node] == self.path[-1] and self.tree.tokens[node] == token), None)
+            if node is None:
+                return False
+            self.path.append(node)
+        return True
+
+
+class Controller:
+    """For every pass: draft a tree of shape ``choose()`` (none for size 1), verify ``cut(tree)``, and report the whole
+    tree and the accepted path to ``observe``."""
+
+    def __init__(self, costs: CostTable, shapes: Sequence[TreeShape] | None = None) -> None:
+        """``shapes``: the first for plain decoding, each after those inside it; ``default_shapes`` without."""
+        self._costs = costs
+        self._shapes = tuple(shapes) if shapes else default_shapes(costs)
+        self._inner = [max((i for i, inner in enumerate(self._shapes[:index])
+                            if inner.size <= shape.size and inner.depth <= shape.depth), default=0)
+                       for index, shape in enumerate(self._shapes)]
+        self._gains = [self._prior(shape, self._shapes[inner]) for shape, inner in zip(self._shapes, self._inner)]
+        self._plain = costs.seconds_for(self._shapes[0])
+        self._largest = max(shape.size for shape in self._shapes)
+        self._deepest = max(shape.depth for shape in self._shapes)
+        self._best = self._candidate = 0  # of all shapes, and of those that speculate
+        self._asked = self._shapes[0]
+        self._open: list[_Draft] = []  # whose paths may go on
+        self._drafted = 0
+        self._idle = 0.0  # passes for which the drafter had nothing to offer, faded as the gains are
+        self._missed = 0  # plain passes since a tree was learnt from
+        self._budget = 0.0  # seconds
+        self._wait = self._next_wait = WAIT
+        self._decide()
+
+    def choose(self) -> TreeShape:
+        """The shape to draft for the next pass."""
+        self._asked = self._speculate() if self._best else self._try_again()
+        return self._asked
+
+    def cut(self, tree: Tree) -> Tree:
+        """What of a drafted tree to verify."""
+        return tree.first(self._shapes[self._best].size)
+
+    def observe(self, tree: Tree, path: Sequence[int]) -> None:
+        """A pass verified ``cut(tree)`` and accepted the nodes ``path`` below the root, ascending."""
+        if len(self._shapes) == 1:
+            return
+        self._budget += SHARE * self._plain
+        if self._best == 0:
+            self._wait -= 1
+            self._missed += 1
+        text = [tree.tokens[node] for node in (0, *path)]
+        closed = [draft for draft in self._open if not draft.follow(text)]
+        self._open = [draft for draft in self._open if draft not in closed]
+        if len(tree) > 1:
+            self._note(_Draft(tree, self._asked, [0, *path]))
+        elif self._asked.size > 1:
+            self._idle += 1
+        for draft in closed:
+            self._learn(draft)
+        if closed:
+            self._decide()
+
+    def _speculate(self) -> TreeShape:
+        shape = self._shapes[self._best]
+        first, probe = self._drafted < FIRST, self._drafted % PROBE == 0
+        if not (first or probe or self._costs.draft_seconds):
+            return shape
+        deeper = min(shape.depth + 1, self._deepest)
+        pays = first or (probe and self._extra(deeper) <= self._budget)
+        return self._grown(shape, deeper if pays else shape.depth)
+
+    def _try_again(self) -> TreeShape:
+        shape = self._shapes[self._candidate]
+        if self._wait > 0 or self._extra(shape.depth) > self._budget:
+            return self._shapes[0]
+        return self._grown(shape, shape.depth)
+
+    def _grown(self, shape: TreeShape, depth: int) -> TreeShape:
+        size = min(GROW * shape.size, self._largest)
+        return TreeShape(size, depth if self._costs.draft_seconds else size - 1, TOP_K)
+
+    def _extra(self, depth: int) -> float:
+        """Seconds of drafting more levels than the decided shape has."""
+        return self._costs.drafting(depth) - self._costs.drafting(self._shapes[self._best].depth)
+
+    def _note(self, draft: _Draft) -> None:
+        self._open.append(draft)
+        self._budget -= self._extra(draft.shape.depth)
+        self._drafted += 1
+        if self._best == 0:
+            self._wait, self._next_wait = self._next_wait, min(2 * self._next_wait, MAX_WAIT)
+
+    def _learn(self, draft: _Draft) -> None:
+        levels = [0] * len(draft.tree)
+        for node, parent in enumerate(draft.tree.parents[1:], 1):
+            levels[node] = levels[parent] + 1
+        whole = len(levels) < draft.shape.size  # the drafter had no more to offer
+        ended = max(levels) < draft.shape.depth
+        results = counterfactuals(levels, draft.path, self._shapes)
+        self._idle *= _FADE
+        for index, (shape, gain, inner) in enumerate(zip(self._shapes, self._gains, self._inner)):
+            gain.fade(_FADE**self._missed)
+            if (whole or shape.size <= len(levels)) and (ended or shape.depth <= draft.shape.depth):
+                gain.fade(_FADE)
+                gain.tokens += results[index][0] - results[inner][0]
+                gain.seconds += self._seconds(index, results) - self._seconds(inner, results)
+                gain.weight += 1
+        self._missed = 0
+
+    def _seconds(self, index: int, results: Sequence[tuple[int, int]]) -> float:
+        return self._costs.by_nodes[results[index][1]] + self._costs.drafting(self._shapes[index].depth)
+
+    def _prior(self, shape: TreeShape, inner: TreeShape) -> _Gain:
+        levels = range(min(inner.depth, inner.size - 1) + 1, min(shape.depth, shape.size - 1) + 1)
+        seconds = self._costs.seconds_for(shape) - self._costs.seconds_for(inner)
+        return _Gain(PRIOR_WEIGHT * sum(PRIOR**level for level in levels), PRIOR_WEIGHT * seconds, PRIOR_WEIGHT)
+
+    def _decide(self) -> None:
+        tokens, seconds = [1.0], [self._plain]
+        for gain, inner in zip(self._gains[1:], self._inner[1:]):
+            tokens.append(tokens[inner] + gain.tokens / gain.weight)
+            seconds.append(seconds[inner] + gain.seconds / gain.weight)
+        if len(tokens) == 1:
+            return
+        idle = self._idle, self._idle * self._plain
+        self._candidate = 1 + fastest(tokens[1:], seconds[1:], *idle)
+        self._best = self._candidate if self._drafted < FIRST else fastest(tokens, seconds, *idle)
+        if self._best:
+            self._wait = self._next_wait = WAIT

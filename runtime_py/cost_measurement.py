@@ -1,0 +1,145 @@
+"""Measuring an engine's cost table, once per artifact, drafter and machine: the result is kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import statistics
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+from .artifact import CHAT_CONFIG, Artifact
+from .bench.machine import processor
+from .controller import TOP_K
+from .cost_table import NODES, CostTable
+from .drafters import Drafter
+from .files import replacing
+from .session import Session
+from .stats import Stopwatch
+from .tree import TreeShape
+from .tvm_runtime import installed_version
+from .weights import INDEX
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+CACHE_VARIABLE = "BLOCKFFN_CACHE"
+_RECIPE = 1  # of the measurement; entries of another are stale
+_CACHED_TOKENS = 64  # attention is a small part of a pass, so its depth matters little
+_ROUNDS = 3, 25  # at least, at most
+_SECONDS = 1.0  # no further round begins after it
+_DEPTHS = 8
+_DRAFT_NODES = 16  # of the trees drafted: a typical 4 to verify, and GROW times as many to learn from
+_FREE = "ngram", "scripted"  # drafters whose levels cost next to nothing; any other is timed
+
+
+def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None] = lambda line: None) -> CostTable:
+    """The table from the cache folder, or else measured and kept there. Forgets what ``drafter`` knows.
+
+    A cache that is damaged, stale or not writable costs a measurement, nothing else."""
+    key = cache_key(engine.artifact, engine.threads, drafter.name)
+    path = cache_folder() / "costs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    table = _read(path, key)
+    if table is None:
+        progress(f"measuring what passes over 1 to {NODES[-1]} tokens cost (kept in {path.parent}) ...")
+        table = measure_costs(engine, drafter)
+        _write(path, key, table)
+    return table
+
+
+def cache_folder() -> Path:
+    """$BLOCKFFN_CACHE, else ``blockffn-mlc`` in the user's cache folder."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "blockffn-mlc"
+
+
+def cache_key(artifact: Artifact, threads: int, drafter: str) -> dict[str, Any]:
+    """What a table holds for: another library, other weights, another machine, number of threads, TVM or drafter needs
+    another one."""
+    digest = hashlib.sha256()
+    for path in (artifact.library, artifact.path / INDEX, artifact.path / CHAT_CONFIG):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"recipe": _RECIPE, "artifact": digest.hexdigest(), "processor": processor(), "threads": threads,
+            "tvm": installed_version(), "drafter": drafter}
+
+
+def measure_costs(engine: Engine, drafter: Drafter) -> CostTable:
+    """Medians of rounds over all numbers of nodes and levels, in turn forwards and backwards, so that a slow moment
+    meets different ones; the first round warms up. Rounds go on for ``_SECONDS``, which bounds the time on small
+    models; on large ones there are ``_ROUNDS[0]``, the fewest whose median outvotes a disturbance. Forgets what
+    ``drafter`` knows."""
+    session = engine.session(drafter)
+    tree, work = _nodes(session, engine.artifact), {}
+    for count in NODES:
+        if count <= len(tree):
+            work[count] = partial(_pass, session, tree[:count])
+    depths = range(1, 0 if drafter.name in _FREE else _DEPTHS + 1)
+    for depth in depths:
+        work["draft", depth] = partial(drafter.draft, tree[0], TreeShape(_DRAFT_NODES, depth, TOP_K))
+    times: dict[Any, list[float]] = {name: [] for name in work}
+    clock = Stopwatch()
+    for turn in range(_ROUNDS[1] + 1):
+        for name in work if turn % 2 else reversed(work):
+            lap = Stopwatch()
+            work[name]()
+            if turn:
+                times[name].append(lap.seconds)
+        if turn >= _ROUNDS[0] and clock.seconds > _SECONDS:
+            break
+    session.rollback(0)
+    seconds = {name: statistics.median(laps) for name, laps in times.items()}
+    nodes = tuple(count for count in NODES if count in seconds)
+    drafts = accumulate((seconds["draft", depth] for depth in depths), max)  # one level more is never faster
+    return CostTable(nodes, tuple(seconds[count] for count in nodes), tuple(drafts))
+
+
+def _nodes(session: Session, artifact: Artifact) -> list[int]:
+    """Put some tokens into the session; return others for a tree behind them, as many as one may have: those that a
+    synthetic model was made for, or else the most likely ones behind random ones, as in a drafted tree."""
+    limit = min(artifact.max_tree_nodes, artifact.prefill_chunk_size)
+    count = max(1, min(_CACHED_TOKENS, artifact.context_window_size // 2))
+    stream = artifact.token_stream
+    if stream is not None and len(stream) >= count + limit:
+        session.extend(stream[:count].tolist())
+        return stream[count:count + limit].tolist()
+    logits = session.extend(random.Random(0).choices(range(artifact.config.vocab_size), k=count))
+    return np.argsort(-logits, kind="stable")[:limit].tolist()
+
+
+def _pass(session: Session, tree: list[int]) -> None:
+    """What decoding does for a tree of this size, with two children to a node; nothing stays in the session."""
+    length = session.length
+    if len(tree) == 1:
+        session.step(tree[0])
+        session.rollback(length)
+    else:
+        session.tree(tree, [-1, *((node - 1) // 2 for node in range(1, len(tree)))])
+
+
+def _read(path: Path, key: dict[str, Any]) -> CostTable | None:
+    """The table of a cache entry; None when there is none for ``key`` that can be used."""
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        return CostTable.from_dict(entry["costs"]) if entry["key"] == key else None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
+def _write(path: Path, key: dict[str, Any], table: CostTable) -> None:
+    with suppress(OSError, UserError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"key": key, "costs": asdict(table)}), encoding="utf-8")

@@ -1,0 +1,74 @@
+"""What a step of speculative decoding costs, by the number of nodes verified and of levels drafted."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .artifact import MASK_BITS
+from .tree import TreeShape
+
+NODES = (1, 2, 4, 8, 16, 32, 48, 64)
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """``seconds[i]``: a pass over ``nodes[i]`` nodes, for ascending ``nodes`` from 1 on (1: a plain decoding step).
+    ``draft_seconds[d - 1]``: drafting d levels; empty for a drafter that costs nothing."""
+
+    nodes: tuple[int, ...]
+    seconds: tuple[float, ...]
+    draft_seconds: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for anything but positive times of ascending numbers of nodes."""
+        times = (*self.seconds, *self.draft_seconds)
+        if not (len(self.nodes) == len(self.seconds) > 0 and self.nodes[0] == 1 and self.nodes[-1] <= MASK_BITS
+                and all(a < b for a, b in zip(self.nodes, self.nodes[1:]))
+                and all(math.isfinite(time) and time > 0 for time in times)):
+            raise ValueError(f"expected positive seconds for ascending numbers of nodes from 1 to {MASK_BITS}, "
+                             f"found {self}")
+
+    @cached_property
+    def by_nodes(self) -> tuple[float, ...]:
+        """Seconds of a pass over 0 (never used), 1, 2, ... nodes; between the measured numbers they lie on lines."""
+        return tuple(np.interp(range(self.nodes[-1] + 1), self.nodes, self.seconds).tolist())
+
+    def drafting(self, depth: int) -> float:
+        """Seconds of drafting ``depth`` levels; beyond the deepest one measured every level costs as much as it did
+        on average."""
+        if not self.draft_seconds or depth == 0:
+            return 0.0
+        known = len(self.draft_seconds)
+        return self.draft_seconds[min(depth, known) - 1] * max(1.0, depth / known)
+
+    def seconds_for(self, shape: TreeShape) -> float:
+        """Seconds to draft and verify a full tree of this shape. Raises ValueError beyond the table."""
+        if shape.size > self.nodes[-1]:
+            raise ValueError(f"the cost table ends at {self.nodes[-1]} nodes, found {shape}")
+        return self.by_nodes[shape.size] + (self.drafting(shape.depth) if shape.size > 1 else 0.0)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CostTable:
+        """Raises ValueError for anything but what ``to_json`` writes."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except RecursionError as error:
+            raise ValueError(f"not a cost table ({error})") from None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CostTable:
+        """Raises ValueError for anything but the fields."""
+        try:
+            return cls(*(tuple(number(value) for value in values[name])
+                         for name, number in (("nodes", int), ("seconds", float), ("draft_seconds", float))))
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"not a cost table ({type(error).__name__}: {error})") from None
