@@ -27,14 +27,13 @@ def test_the_folder_is_small():
 
 
 def test_the_most_frequent_tokens_are_named_most_frequent_first(draft):
-    """As held-out text counts them: the first quarter of the list covers nearly what the best choice would."""
+    """As held-out text counts them: the list covers most of it, its first quarter nearly what any 192 tokens could."""
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
     tokens = tokenizer.encode((DEMO / "heldout.txt").read_text(encoding="utf-8")).ids
     counts = torch.bincount(torch.tensor(tokens), minlength=2048)
-    for share in (1, 4):
-        first = draft.frequent[:len(draft.frequent) // share]
-        assert len(set(first.tolist())) == len(first)
-        assert counts[first].sum() >= 0.95 * counts.topk(len(first)).values.sum()
+    assert len(set(draft.frequent.tolist())) == len(draft.frequent) == 768
+    assert counts[draft.frequent].sum() >= 0.85 * len(tokens)
+    assert counts[draft.frequent[:192]].sum() >= 0.95 * counts.topk(192).values.sum()
 
 
 def test_accept_length_of_trees_with_eight_nodes(draft):
