@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from blockffn_mlc.errors import UserError
 
-from .commands import bench, chat, generate, inspect, score, specbench
+from .commands import bench, chat, devices, generate, inspect, score, specbench
 
 _EXAMPLES = """\
 examples:
@@ -20,6 +20,7 @@ examples:
   python -m runtime_py chat dist/demo
   python -m runtime_py bench dist/demo --kernels
   python -m runtime_py specbench dist/demo --questions question.jsonl --limit 2
+  python -m runtime_py devices
 
 python -m runtime_py COMMAND --help explains one command.
 """
@@ -68,6 +69,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m runtime_py", description="Run BlockFFN artifacts written by build.py.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (generate, score, inspect, chat, bench, specbench):
+    for command in (generate, score, inspect, chat, bench, specbench, devices):
         command.add_parser(subparsers)
     return parser

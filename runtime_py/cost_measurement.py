@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import statistics
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from .bench.machine import processor
 from .controller import TOP_K
 from .cost_table import NODES, CostTable
 from .drafters import Drafter
-from .files import replacing
+from .files import cache_folder, replacing
 from .session import Session
 from .stats import Stopwatch
 from .tree import TreeShape
@@ -34,7 +33,6 @@ from .weights import INDEX
 if TYPE_CHECKING:
     from .engine import Engine
 
-CACHE_VARIABLE = "BLOCKFFN_CACHE"
 _RECIPE = 1  # of the measurement; entries of another are stale
 _CACHED_TOKENS = 64  # attention is a small part of a pass, so its depth matters little
 _ROUNDS = 3, 25  # at least, at most
@@ -56,14 +54,6 @@ def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None]
         table = measure_costs(engine, drafter)
         _write(path, key, table)
     return table
-
-
-def cache_folder() -> Path:
-    """$BLOCKFFN_CACHE, else ``blockffn-mlc`` in the user's cache folder."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE])
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "blockffn-mlc"
 
 
 def cache_key(artifact: Artifact, threads: int, drafter: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
+CACHE_VARIABLE = "BLOCKFFN_CACHE"
+
 
 def read_text(path: str | Path) -> str:
     """A UTF-8 text file, line ends as they are, a byte order mark left out. Raises UserError when it cannot be read."""
@@ -51,6 +53,14 @@ def check_output(path: str | Path) -> None:
         raise UserError(f"{path}: not a regular file; name a file to write")
     if not path.parent.is_dir():
         raise UserError(f"{path}: cannot be written (no such folder)")
+
+
+def cache_folder() -> Path:
+    """$BLOCKFFN_CACHE, else ``blockffn-mlc`` in the user's cache folder."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "blockffn-mlc"
 
 
 @contextmanager

@@ -25,6 +25,12 @@ _threads: int | None = None
 def load_runtime() -> ModuleType:
     """The ``tvm_ffi`` module, with TVM's runtime library loaded. ``import tvm`` would load the compiler."""
     tvm_ffi = _import_tvm_ffi()
+    ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def runtime_library() -> Path:
+    """TVM's runtime library. Raises UserError where it is not installed."""
     spec = importlib.util.find_spec("tvm")
     folders = [Path(p) for p in os.environ.get("TVM_LIBRARY_PATH", "").split(os.pathsep) if p]
     if spec is not None and spec.origin is not None:
@@ -32,8 +38,7 @@ def load_runtime() -> ModuleType:
         folders += [package / "lib", package.parents[1] / "build" / "lib", package.parents[1] / "lib"]
     for folder in folders:
         if (folder / _LIBRARY).is_file():
-            ctypes.CDLL(str(folder / _LIBRARY), ctypes.RTLD_GLOBAL)
-            return tvm_ffi
+            return folder / _LIBRARY
     raise UserError(f"{_LIBRARY} was not found; install TVM's runtime with: pip install 'apache-tvm~=0.27.0'")
 
 

@@ -1,0 +1,163 @@
+"""A device, and arrays on it."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from ctypes import c_void_p
+from typing import Any
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+from ..tvm_runtime import aligned_zeros, load_runtime
+from ..weights import ALIGNMENT
+from .native import load_opencl
+
+KINDS = ("cpu", "opencl")
+_EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
+
+
+def load(kind: str) -> None:
+    """Make TVM able to use devices of ``kind``, one of KINDS. Raises UserError naming what is missing."""
+    {"cpu": load_runtime, "opencl": load_opencl}[kind]()
+
+
+def find_device(name: str) -> Device:
+    """The device for "cpu", "opencl" or "opencl:N". Raises UserError for others and where there is none."""
+    match = re.fullmatch(rf"({'|'.join(KINDS)})(?::(\d+))?", name)
+    if match is None:
+        raise UserError(f"device {name!r}: expected cpu, opencl or opencl:N; "
+                        "'python -m runtime_py devices' lists what is here")
+    kind, index = match[1], int(match[2] or 0)
+    load(kind)
+    device = Cpu() if kind == "cpu" else Accelerator(kind, index)
+    if not device.exists:
+        raise UserError(f"device {name!r}: there is none here; 'python -m runtime_py devices' lists what is")
+    return device
+
+
+class Inputs:
+    """Arrays to write, zero at first, and the tensors that kernels read; ``send`` makes these hold what the arrays
+    hold."""
+
+    def __init__(self, arrays: list[np.ndarray], tensors: list[Any]) -> None:
+        self.arrays, self.tensors = arrays, tensors
+
+    def send(self) -> None:
+        """Nothing to do: both share their memory."""
+
+
+class Device(ABC):
+    """``kind`` is one of KINDS, ``index`` counts devices of that kind."""
+
+    def __init__(self, kind: str, index: int = 0) -> None:
+        self.kind, self.index = kind, index
+        self._tvm = load_runtime()
+        self._device = self._tvm.device(kind, index)
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}:{self.index}"
+
+    @property
+    def type_code(self) -> int:
+        """DLPack's number of the kind."""
+        return int(self._device.dlpack_device_type())
+
+    @property
+    def exists(self) -> bool:
+        return bool(self._attribute(_EXISTS))
+
+    @property
+    def product(self) -> str:
+        """The device's own name."""
+        return str(self._attribute(_NAME))
+
+    def _attribute(self, kind: int) -> Any:
+        return self._tvm.get_global_func("runtime.GetDeviceAttr")(self.type_code, self.index, kind)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A tensor of zeros."""
+        return self.tensor(aligned_zeros(shape, dtype))
+
+    @abstractmethod
+    def tensor(self, array: np.ndarray) -> Any:
+        """A tensor that holds ``array``; on the CPU it is the very memory, which must be aligned for kernels."""
+
+    @abstractmethod
+    def host(self, tensor: Any) -> np.ndarray:
+        """What a tensor holds, once everything that was launched before is done; on the CPU the very memory."""
+
+    @abstractmethod
+    def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
+        """Arrays of ``shapes`` that can be written and sent again and again."""
+
+
+class Cpu(Device):
+    """The processor: tensors and arrays share memory."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+
+    @property
+    def name(self) -> str:
+        return "cpu"
+
+    def tensor(self, array: np.ndarray) -> Any:
+        return self._tvm.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+
+    def host(self, tensor: Any) -> np.ndarray:
+        return np.from_dlpack(tensor)
+
+    def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
+        arrays = [aligned_zeros(shape, dtype) for shape in shapes]
+        return Inputs(arrays, [self.tensor(array) for array in arrays])
+
+
+class Accelerator(Device):
+    """A device with memory of its own. Work is done in order; only ``host`` waits for it."""
+
+    def __init__(self, kind: str, index: int = 0) -> None:
+        super().__init__(kind, index)
+        self._allocate, self._copy_in, self._copy_out = (
+            self._tvm.get_global_func(f"runtime.TVMTensor{name}")
+            for name in ("AllocWithScope", "CopyFromBytes", "CopyToBytes"))
+
+    def tensor(self, array: np.ndarray) -> Any:
+        tensor = self._empty(array.shape, array.dtype.name)
+        self._send(array, tensor)
+        return tensor
+
+    def host(self, tensor: Any) -> np.ndarray:
+        array = np.empty(tensor.shape, str(tensor.dtype))
+        self._copy_out(tensor, array.ctypes.data_as(c_void_p), array.nbytes)
+        return array
+
+    def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
+        return _Sent([np.zeros(shape, dtype) for shape in shapes],
+                     [self._empty(shape, dtype) for shape in shapes], self._send)
+
+    def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        try:
+            return self._allocate(self._tvm.Shape(shape), self._tvm.dtype(dtype), self._device, None)
+        except RuntimeError as error:
+            raise UserError(f"device {self.name}: {str(error).splitlines()[0]}") from None
+
+    def _send(self, array: np.ndarray, tensor: Any) -> None:
+        array = np.ascontiguousarray(array)
+        self._copy_in(tensor, array.ctypes.data_as(c_void_p), array.nbytes)
+
+
+class _Sent(Inputs):
+    """Inputs of an accelerator: the arrays are copied."""
+
+    def __init__(self, arrays: list[np.ndarray], tensors: list[Any], send: Callable[[np.ndarray, Any], None]) -> None:
+        super().__init__(arrays, tensors)
+        self._send = send
+
+    def send(self) -> None:
+        for array, tensor in zip(self.arrays, self.tensors):
+            self._send(array, tensor)

@@ -1,0 +1,150 @@
+#include "device.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace blockffn::opencl {
+namespace {
+
+constexpr size_t kStagedBytes = 1 << 20;  // larger pieces are written from where they are
+
+std::vector<std::unique_ptr<Device>>* FindDevices() {
+  auto* found = new std::vector<std::unique_ptr<Device>>;
+  cl_uint count = 0;
+  if (clGetPlatformIDs(0, nullptr, &count) != CL_SUCCESS) return found;  // without a driver: not an error
+  std::vector<cl_platform_id> platforms(count);
+  Check(clGetPlatformIDs(count, platforms.data(), nullptr), "OpenCL: clGetPlatformIDs");
+  for (cl_device_type type : {CL_DEVICE_TYPE_GPU, CL_DEVICE_TYPE_ACCELERATOR, CL_DEVICE_TYPE_CPU}) {
+    for (cl_platform_id platform : platforms) {
+      if (clGetDeviceIDs(platform, type, 0, nullptr, &count) != CL_SUCCESS) continue;  // none of this type
+      std::vector<cl_device_id> ids(count);
+      Check(clGetDeviceIDs(platform, type, count, ids.data(), nullptr), "OpenCL: clGetDeviceIDs");
+      for (cl_device_id id : ids) found->push_back(std::make_unique<Device>(platform, id, type));
+    }
+  }
+  return found;
+}
+
+// A property of variable length, through one of OpenCL's clGet...Info.
+template <class Get, class Object>
+std::string TextOf(Get get, Object object, cl_uint what) {
+  size_t size = 0;
+  Check(get(object, what, 0, nullptr, &size), "OpenCL: clGet...Info");
+  std::string text(size, '\0');
+  Check(get(object, what, size, text.data(), nullptr), "OpenCL: clGet...Info");
+  return text.c_str();  // up to the terminating zero
+}
+
+}  // namespace
+
+const std::vector<std::unique_ptr<Device>>& Device::All() {
+  static const auto* devices = FindDevices();
+  return *devices;
+}
+
+Device& Device::Get(int index) {
+  if (index < 0 || static_cast<size_t>(index) >= All().size()) {
+    TVM_FFI_THROW(RuntimeError) << "OpenCL: there is no device " << index << ", found " << All().size();
+  }
+  return *All()[index];
+}
+
+void Device::Open() {
+  std::call_once(opened_, [this] {
+    cl_int code;
+    cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, reinterpret_cast<cl_context_properties>(platform), 0};
+    context_ = clCreateContext(properties, 1, &id, nullptr, nullptr, &code);
+    Check(code, "OpenCL: clCreateContext for " + Text(CL_DEVICE_NAME));
+    queue_ = clCreateCommandQueue(context_, id, 0, &code);
+    Check(code, "OpenCL: clCreateCommandQueue for " + Text(CL_DEVICE_NAME));
+  });
+}
+
+cl_context Device::context() {
+  Open();
+  return context_;
+}
+
+cl_command_queue Device::queue() {
+  Open();
+  return queue_;
+}
+
+std::string Device::Text(cl_device_info what) const { return TextOf(clGetDeviceInfo, id, what); }
+std::string Device::PlatformText(cl_platform_info what) const { return TextOf(clGetPlatformInfo, platform, what); }
+
+cl_mem Device::Allocate(size_t bytes) {
+  const auto largest = Info<cl_ulong>(CL_DEVICE_MAX_MEM_ALLOC_SIZE);
+  const auto total = Info<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE);
+  if (bytes > largest) {
+    TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer of " << bytes << " bytes is larger than " << Text(CL_DEVICE_NAME)
+                                << " allows (" << largest << " bytes)";
+  }
+  if (bytes + in_use_ > total) {
+    TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer of " << bytes << " bytes does not fit into the memory of "
+                                << Text(CL_DEVICE_NAME) << " (" << in_use_ << " of " << total << " bytes in use)";
+  }
+  cl_int code;
+  bytes = std::max<size_t>(bytes, 1);
+  cl_mem buffer = clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code);
+  Check(code, "OpenCL: clCreateBuffer of " + std::to_string(bytes) + " bytes");
+  in_use_ += bytes;
+  return buffer;
+}
+
+void Device::Free(cl_mem buffer) {
+  size_t bytes = 0;
+  Check(clGetMemObjectInfo(buffer, CL_MEM_SIZE, sizeof bytes, &bytes, nullptr), "OpenCL: clGetMemObjectInfo");
+  Check(clReleaseMemObject(buffer), "OpenCL: clReleaseMemObject");
+  in_use_ -= bytes;
+}
+
+void Device::Write(const void* from, cl_mem to, size_t offset, size_t bytes) {
+  if (bytes > kStagedBytes) {
+    Check(clEnqueueWriteBuffer(queue(), to, CL_TRUE, offset, bytes, from, 0, nullptr, nullptr),
+          "OpenCL: clEnqueueWriteBuffer");
+    return;
+  }
+  Staged staged{nullptr, std::make_unique<char[]>(bytes)};
+  std::memcpy(staged.bytes.get(), from, bytes);
+  Check(clEnqueueWriteBuffer(queue(), to, CL_FALSE, offset, bytes, staged.bytes.get(), 0, nullptr, &staged.done),
+        "OpenCL: clEnqueueWriteBuffer");
+  {
+    std::lock_guard<std::mutex> lock(staged_mutex_);
+    staged_.push(std::move(staged));
+  }
+  Check(clFlush(queue()), "OpenCL: clFlush");
+  ReleaseWritten();
+}
+
+void Device::Read(cl_mem from, size_t offset, void* to, size_t bytes) {
+  Check(clEnqueueReadBuffer(queue(), from, CL_TRUE, offset, bytes, to, 0, nullptr, nullptr),
+        "OpenCL: clEnqueueReadBuffer");
+  ReleaseWritten();
+}
+
+void Device::Copy(cl_mem from, size_t from_offset, cl_mem to, size_t to_offset, size_t bytes) {
+  Check(clEnqueueCopyBuffer(queue(), from, to, from_offset, to_offset, bytes, 0, nullptr, nullptr),
+        "OpenCL: clEnqueueCopyBuffer");
+}
+
+void Device::Finish() {
+  Check(clFinish(queue()), "OpenCL: clFinish");
+  ReleaseWritten();
+}
+
+// Frees the copies whose writes are done: the queue is in order, so those at the front.
+void Device::ReleaseWritten() {
+  std::lock_guard<std::mutex> lock(staged_mutex_);
+  while (!staged_.empty()) {
+    cl_int status = CL_COMPLETE;
+    Check(clGetEventInfo(staged_.front().done, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status, nullptr),
+          "OpenCL: clGetEventInfo");
+    if (status > CL_COMPLETE) return;  // waiting or running
+    clReleaseEvent(staged_.front().done);
+    staged_.pop();
+    Check(status, "OpenCL: writing a buffer");
+  }
+}
+
+}  // namespace blockffn::opencl

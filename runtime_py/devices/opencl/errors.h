@@ -1,0 +1,81 @@
+// OpenCL's error codes by name, and the check that every call of the driver goes through.
+#pragma once
+
+#include <CL/cl.h>
+#include <tvm/ffi/error.h>
+
+#include <string>
+
+namespace blockffn::opencl {
+
+inline const char* ErrorName(cl_int code) {
+  switch (code) {
+#define CASE(name) \
+  case name:       \
+    return #name;
+    CASE(CL_SUCCESS)
+    CASE(CL_DEVICE_NOT_FOUND)
+    CASE(CL_DEVICE_NOT_AVAILABLE)
+    CASE(CL_COMPILER_NOT_AVAILABLE)
+    CASE(CL_MEM_OBJECT_ALLOCATION_FAILURE)
+    CASE(CL_OUT_OF_RESOURCES)
+    CASE(CL_OUT_OF_HOST_MEMORY)
+    CASE(CL_PROFILING_INFO_NOT_AVAILABLE)
+    CASE(CL_MEM_COPY_OVERLAP)
+    CASE(CL_IMAGE_FORMAT_MISMATCH)
+    CASE(CL_IMAGE_FORMAT_NOT_SUPPORTED)
+    CASE(CL_BUILD_PROGRAM_FAILURE)
+    CASE(CL_MAP_FAILURE)
+    CASE(CL_MISALIGNED_SUB_BUFFER_OFFSET)
+    CASE(CL_EXEC_STATUS_ERROR_FOR_EVENTS_IN_WAIT_LIST)
+    CASE(CL_COMPILE_PROGRAM_FAILURE)
+    CASE(CL_LINKER_NOT_AVAILABLE)
+    CASE(CL_LINK_PROGRAM_FAILURE)
+    CASE(CL_KERNEL_ARG_INFO_NOT_AVAILABLE)
+    CASE(CL_INVALID_VALUE)
+    CASE(CL_INVALID_DEVICE_TYPE)
+    CASE(CL_INVALID_PLATFORM)
+    CASE(CL_INVALID_DEVICE)
+    CASE(CL_INVALID_CONTEXT)
+    CASE(CL_INVALID_QUEUE_PROPERTIES)
+    CASE(CL_INVALID_COMMAND_QUEUE)
+    CASE(CL_INVALID_HOST_PTR)
+    CASE(CL_INVALID_MEM_OBJECT)
+    CASE(CL_INVALID_IMAGE_FORMAT_DESCRIPTOR)
+    CASE(CL_INVALID_IMAGE_SIZE)
+    CASE(CL_INVALID_SAMPLER)
+    CASE(CL_INVALID_BINARY)
+    CASE(CL_INVALID_BUILD_OPTIONS)
+    CASE(CL_INVALID_PROGRAM)
+    CASE(CL_INVALID_PROGRAM_EXECUTABLE)
+    CASE(CL_INVALID_KERNEL_NAME)
+    CASE(CL_INVALID_KERNEL_DEFINITION)
+    CASE(CL_INVALID_KERNEL)
+    CASE(CL_INVALID_ARG_INDEX)
+    CASE(CL_INVALID_ARG_VALUE)
+    CASE(CL_INVALID_ARG_SIZE)
+    CASE(CL_INVALID_KERNEL_ARGS)
+    CASE(CL_INVALID_WORK_DIMENSION)
+    CASE(CL_INVALID_WORK_GROUP_SIZE)
+    CASE(CL_INVALID_WORK_ITEM_SIZE)
+    CASE(CL_INVALID_GLOBAL_OFFSET)
+    CASE(CL_INVALID_EVENT_WAIT_LIST)
+    CASE(CL_INVALID_EVENT)
+    CASE(CL_INVALID_OPERATION)
+    CASE(CL_INVALID_BUFFER_SIZE)
+    CASE(CL_INVALID_GLOBAL_WORK_SIZE)
+    CASE(CL_INVALID_PROPERTY)
+#undef CASE
+    default:
+      return "unknown OpenCL error";
+  }
+}
+
+// Throws RuntimeError "`what` failed: CL_... (code)`more`" unless `code` is CL_SUCCESS.
+inline void Check(cl_int code, const std::string& what, const std::string& more = "") {
+  if (code != CL_SUCCESS) {
+    TVM_FFI_THROW(RuntimeError) << what << " failed: " << ErrorName(code) << " (" << code << ")" << more;
+  }
+}
+
+}  // namespace blockffn::opencl

@@ -1,0 +1,275 @@
+#include "module.h"
+
+#include <tvm/ffi/function.h>
+
+#include <array>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <optional>
+
+namespace blockffn::opencl {
+namespace {
+
+namespace ffi = tvm::ffi;
+
+// TVM's serialized form: little-endian, strings and lists behind a 64-bit length.
+class Reader {
+ public:
+  explicit Reader(const ffi::Bytes& bytes) : at_(bytes.data()), end_(bytes.data() + bytes.size()) {}
+
+  template <class T>
+  T Number() {
+    T value;
+    std::memcpy(&value, Take(sizeof value), sizeof value);
+    return value;
+  }
+
+  std::string String() {
+    const auto size = Number<uint64_t>();
+    return std::string(Take(size), size);
+  }
+
+  template <class T>
+  std::vector<T> List(T (Reader::*item)()) {
+    std::vector<T> items;
+    for (auto left = Number<uint64_t>(); left > 0; --left) items.push_back((this->*item)());
+    return items;
+  }
+
+ private:
+  const char* Take(uint64_t size) {
+    if (size > static_cast<uint64_t>(end_ - at_)) TVM_FFI_THROW(ValueError) << "OpenCL: the module's bytes end early";
+    const char* taken = at_;
+    at_ += size;
+    return taken;
+  }
+
+  const char* at_;
+  const char* end_;
+};
+
+// One kernel: its arguments, and its compiled form on every device it ran on.
+class Kernel {
+ public:
+  Kernel(std::string name, std::string source, std::vector<DLDataType> arguments, const std::vector<std::string>& tags)
+      : name_(std::move(name)), source_(std::move(source)), arguments_(std::move(arguments)) {
+    for (const std::string& tag : tags) places_.push_back(PlaceOf(tag));
+  }
+
+  Kernel(const Kernel&) = delete;
+
+  ~Kernel() {
+    for (auto& [device, kernel] : compiled_) clReleaseKernel(kernel);
+  }
+
+  // Enqueues one launch on the thread's device. `values`: the arguments, then one number per launch tag.
+  void Launch(ffi::PackedArgs values) {
+    const size_t count = arguments_.size();
+    if (static_cast<size_t>(values.size()) != count + places_.size()) {
+      TVM_FFI_THROW(TypeError) << "OpenCL: kernel " << name_ << " takes " << count + places_.size() << " values, found "
+                               << values.size();
+    }
+    // Grid in work-groups, work-group in work-items, bytes of local memory.
+    std::array<size_t, kPlaces> launch = {1, 1, 1, 1, 1, 1, 0};
+    for (size_t i = 0; i < places_.size(); ++i) launch[places_[i]] = values[count + i].cast<int64_t>();
+    const size_t global[] = {launch[0] * launch[3], launch[1] * launch[4], launch[2] * launch[5]};
+    if (global[0] * global[1] * global[2] == 0) return;  // OpenCL 1.2 refuses empty launches
+    Device& device = CurrentDevice();
+    std::lock_guard<std::mutex> lock(mutex_);  // a kernel object keeps its arguments: one caller at a time
+    cl_kernel kernel = On(device);
+    for (size_t i = 0; i < count; ++i) SetArgument(kernel, i, values[i]);
+    if (launch[kDynamic] > 0) {
+      Check(clSetKernelArg(kernel, count, launch[kDynamic], nullptr), What("setting the local memory of"));
+    }
+    const cl_int code =
+        clEnqueueNDRangeKernel(device.queue(), kernel, 3, nullptr, global, &launch[3], 0, nullptr, nullptr);
+    if (code != CL_SUCCESS) Check(code, What("launching"), Limits(device, kernel, launch));
+    ++Counters::Get().launches;
+  }
+
+ private:
+  static constexpr size_t kDynamic = 6, kPlaces = 7;
+
+  static size_t PlaceOf(const std::string& tag) {
+    const std::string prefixes[] = {"blockIdx.", "threadIdx."};
+    for (size_t kind = 0; kind < 2; ++kind) {
+      const std::string& prefix = prefixes[kind];
+      if (tag.size() == prefix.size() + 1 && tag.compare(0, prefix.size(), prefix) == 0 && tag.back() >= 'x' &&
+          tag.back() <= 'z') {
+        return 3 * kind + (tag.back() - 'x');
+      }
+    }
+    if (tag.find("use_dyn_shared_memory") != std::string::npos) return kDynamic;
+    TVM_FFI_THROW(ValueError) << "OpenCL: unknown launch tag " << tag;
+  }
+
+  void SetArgument(cl_kernel kernel, size_t index, const ffi::AnyView& value) {
+    const DLDataType type = arguments_[index];
+    cl_int code;
+    if (type.code == kDLOpaqueHandle) {
+      const auto buffer = static_cast<cl_mem>(value.cast<void*>());
+      code = clSetKernelArg(kernel, index, sizeof buffer, &buffer);
+    } else if (type.code == kDLFloat && type.bits == 64) {
+      const auto number = value.cast<double>();
+      code = clSetKernelArg(kernel, index, sizeof number, &number);
+    } else if (type.code == kDLFloat && type.bits == 32) {
+      const auto number = static_cast<float>(value.cast<double>());
+      code = clSetKernelArg(kernel, index, sizeof number, &number);
+    } else if (type.code == kDLInt || type.code == kDLUInt || type.code == kDLBool) {
+      const auto number = value.cast<int64_t>();  // little-endian: narrower types are its first bytes
+      code = clSetKernelArg(kernel, index, (type.bits + 7) / 8, &number);
+    } else {
+      code = CL_INVALID_ARG_VALUE;
+    }
+    if (code != CL_SUCCESS) Check(code, What("setting argument " + std::to_string(index) + " of"));
+  }
+
+  cl_kernel On(Device& device) {
+    cl_kernel& kernel = compiled_[&device];
+    if (kernel == nullptr) {
+      cl_program program = Program(device);
+      cl_int code;
+      cl_kernel made = clCreateKernel(program, name_.c_str(), &code);
+      clReleaseProgram(program);  // the kernel keeps it
+      Check(code, What("creating"));
+      kernel = made;
+    }
+    return kernel;
+  }
+
+  cl_program Program(Device& device) {
+    const std::string key = device.PlatformText(CL_PLATFORM_VERSION) + "\n" + device.Text(CL_DEVICE_NAME) + "\n" +
+                            device.Text(CL_DEVICE_VERSION) + "\n" + device.Text(CL_DRIVER_VERSION) + "\n" + source_;
+    const auto load = ffi::Function::GetGlobal("blockffn.opencl.load_binary");
+    const auto store = ffi::Function::GetGlobal("blockffn.opencl.store_binary");
+    if (load) {
+      const auto binary = (*load)(ffi::Bytes(key)).cast<ffi::Optional<ffi::Bytes>>();
+      if (cl_program program = binary ? FromBinary(device, *binary) : nullptr) return program;
+    }
+    cl_program program = FromSource(device);
+    if (store) (*store)(ffi::Bytes(key), Binary(program));
+    return program;
+  }
+
+  cl_program FromSource(Device& device) {
+    const char* text = source_.c_str();
+    cl_int code;
+    cl_program program = clCreateProgramWithSource(device.context(), 1, &text, nullptr, &code);
+    Check(code, What("reading the source of"));
+    code = clBuildProgram(program, 1, &device.id, "", nullptr, nullptr);
+    if (code != CL_SUCCESS) {
+      size_t size = 0;
+      clGetProgramBuildInfo(program, device.id, CL_PROGRAM_BUILD_LOG, 0, nullptr, &size);
+      std::string log(size, '\0');
+      clGetProgramBuildInfo(program, device.id, CL_PROGRAM_BUILD_LOG, size, log.data(), nullptr);
+      clReleaseProgram(program);
+      Check(code, What("compiling") + " for " + device.Text(CL_DEVICE_NAME), std::string("\n") + log.c_str());
+    }
+    ++Counters::Get().compilations;
+    return program;
+  }
+
+  // Null when the driver does not take it: it changed without a new version.
+  cl_program FromBinary(Device& device, const ffi::Bytes& binary) {
+    const auto* bytes = reinterpret_cast<const unsigned char*>(binary.data());
+    const size_t size = binary.size();
+    cl_int code, status;
+    cl_program program = clCreateProgramWithBinary(device.context(), 1, &device.id, &size, &bytes, &status, &code);
+    if (code == CL_SUCCESS && clBuildProgram(program, 1, &device.id, "", nullptr, nullptr) == CL_SUCCESS) {
+      return program;
+    }
+    if (program != nullptr) clReleaseProgram(program);
+    return nullptr;
+  }
+
+  ffi::Bytes Binary(cl_program program) {
+    size_t size = 0;
+    Check(clGetProgramInfo(program, CL_PROGRAM_BINARY_SIZES, sizeof size, &size, nullptr), What("saving"));
+    std::string binary(size, '\0');
+    auto* bytes = reinterpret_cast<unsigned char*>(binary.data());
+    Check(clGetProgramInfo(program, CL_PROGRAM_BINARIES, sizeof bytes, &bytes, nullptr), What("saving"));
+    return ffi::Bytes(std::move(binary));
+  }
+
+  std::string What(const std::string& doing) const { return "OpenCL: " + doing + " kernel " + name_; }
+
+  // What was asked for and what the device has, for the message of a refused launch.
+  static std::string Limits(Device& device, cl_kernel kernel, const std::array<size_t, kPlaces>& launch) {
+    size_t group = 0;
+    cl_ulong local = 0;
+    clGetKernelWorkGroupInfo(kernel, device.id, CL_KERNEL_WORK_GROUP_SIZE, sizeof group, &group, nullptr);
+    clGetKernelWorkGroupInfo(kernel, device.id, CL_KERNEL_LOCAL_MEM_SIZE, sizeof local, &local, nullptr);
+    const auto triple = [&launch](size_t first) {
+      return std::to_string(launch[first]) + " x " + std::to_string(launch[first + 1]) + " x " +
+             std::to_string(launch[first + 2]);
+    };
+    return "; " + triple(0) + " work-groups of " + triple(3) + " work-items (" + device.Text(CL_DEVICE_NAME) +
+           " runs up to " + std::to_string(group) + " of this kernel), " + std::to_string(local) +
+           " bytes of local memory (of " + std::to_string(device.Info<cl_ulong>(CL_DEVICE_LOCAL_MEM_SIZE)) + ")";
+  }
+
+  const std::string name_, source_;
+  const std::vector<DLDataType> arguments_;
+  std::vector<size_t> places_;  // of the launch tags' numbers: see Launch
+  std::mutex mutex_;
+  std::map<Device*, cl_kernel> compiled_;
+};
+
+class OpenCLModule final : public ffi::ModuleObj {
+ public:
+  explicit OpenCLModule(const ffi::Bytes& bytes) : bytes_(bytes) {
+    Reader reader(bytes);
+    reader.String();  // the format: "cl"
+    struct Info {
+      std::string name;
+      std::vector<DLDataType> arguments;
+      std::vector<std::string> tags;
+    };
+    std::vector<Info> infos;
+    for (auto left = reader.Number<uint64_t>(); left > 0; --left) {
+      Info info{reader.String(), {}, {}};
+      reader.String();  // the name once more
+      info.arguments = reader.List(&Reader::Number<DLDataType>);
+      info.tags = reader.List(&Reader::String);
+      reader.List(&Reader::Number<int32_t>);  // marks of arguments that only other backends have
+      infos.push_back(std::move(info));
+    }
+    source_ = reader.String();
+    for (Info& info : infos) {
+      kernels_[info.name] =
+          std::make_shared<Kernel>(info.name, SourceOf(info.name), std::move(info.arguments), info.tags);
+    }
+  }
+
+  const char* kind() const final { return "opencl"; }
+  int GetPropertyMask() const final { return ffi::Module::kBinarySerializable | ffi::Module::kRunnable; }
+  ffi::Bytes SaveToBytes() const final { return bytes_; }
+  ffi::String InspectSource(const ffi::String&) const final { return source_; }
+
+  ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
+    const auto found = kernels_.find(name);
+    if (found == kernels_.end()) return std::nullopt;
+    return ffi::Function::FromPacked(
+        [kernel = found->second](ffi::PackedArgs values, ffi::Any*) { kernel->Launch(values); });
+  }
+
+ private:
+  // TVM puts a line with its name before every kernel; each is a program of its own, compiled when it is needed.
+  std::string SourceOf(const std::string& name) const {
+    const std::string mark = "// Function: ", line = mark + name + "\n";
+    const size_t start = source_.find(line);
+    if (start == std::string::npos) TVM_FFI_THROW(ValueError) << "OpenCL: the module lacks the source of " << name;
+    return source_.substr(start, source_.find(mark, start + line.size()) - start);
+  }
+
+  const ffi::Bytes bytes_;
+  std::string source_;
+  std::map<std::string, std::shared_ptr<Kernel>> kernels_;  // shared: functions may outlive the module
+};
+
+}  // namespace
+
+ffi::Module LoadModule(const ffi::Bytes& bytes) { return ffi::Module(ffi::make_object<OpenCLModule>(bytes)); }
+
+}  // namespace blockffn::opencl

@@ -1,0 +1,25 @@
+"""Small OpenCL kernels for tests of the runtime, made with TVM's compiler."""
+
+import tvm
+from tvm.script import tirx as T
+
+TARGET = {"kind": "opencl", "max_num_threads": 256}
+
+
+@T.prim_func(s_tir=True)
+def scale(x: T.handle, factor: T.float32, y: T.handle):
+    """y = factor * x, n values."""
+    n = T.int32()
+    source = T.match_buffer(x, (n,), "float32")
+    result = T.match_buffer(y, (n,), "float32")
+    for block in T.thread_binding((n + 63) // 64, thread="blockIdx.x"):
+        for lane in T.thread_binding(64, thread="threadIdx.x"):
+            if block * 64 + lane < n:
+                result[block * 64 + lane] = source[block * 64 + lane] * factor
+
+
+def compile_kernel(function, path):
+    """Write the library with ``function``; the wheel's compiler needs no driver."""
+    target = tvm.target.Target(TARGET, host={"kind": "llvm"})
+    tvm.compile(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target).export_library(str(path))
+    return path
