@@ -223,6 +223,13 @@ def test_answers_are_kept_under_the_artifacts_name(run, questions, tmp_path, mon
     assert code == 1 and out == "" and "no folder of answers" in err
 
 
+def test_progress_is_shown_on_a_terminal_only(specbench, monkeypatch):
+    assert "3/3" not in specbench("--modes", "sparse")[2]
+    monkeypatch.setenv("FORCE_COLOR", "1")  # what rich takes for a terminal
+    code, out, err = specbench("--modes", "sparse")
+    assert code == 0 and "3/3" in err and "3/3" not in out
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (["--modes", "sparse,sparse+eagle"], "sparse+eagle needs a draft model"),
     (["--tasks", "rag"], "no question of rag"),
