@@ -33,7 +33,7 @@ class Conversation:
         self._engine = engine
         self._template = load_template(engine.artifact, engine.tokenizer)
         self.session = engine.session(draft, dense=dense)
-        self._controller = engine.controller(self.session.drafter, tree_size)
+        self._controller = engine.controller(self.session.drafter, tree_size, dense=dense)
         self.turns: list[Turn] = []
         self._generation: Generation | None = None
 

@@ -42,36 +42,37 @@ _DRAFT_NODES = 16  # of the trees drafted: a typical 4 to verify, and GROW times
 _FREE = "ngram", "scripted"  # drafters whose levels cost next to nothing; any other is timed
 
 
-def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None] = lambda line: None) -> CostTable:
+def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None] = lambda line: None, *,
+               dense: bool = False) -> CostTable:
     """The table from the cache folder, or else measured and kept there. Forgets what ``drafter`` knows.
 
     A cache that is damaged, stale or not writable costs a measurement, nothing else."""
-    key = cache_key(engine.artifact, engine.threads, drafter.name)
+    key = cache_key(engine.artifact, engine.threads, drafter.name, dense)
     path = cache_folder() / "costs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
     table = _read(path, key)
     if table is None:
         progress(f"measuring what passes over 1 to {NODES[-1]} tokens cost (kept in {path.parent}) ...")
-        table = measure_costs(engine, drafter)
+        table = measure_costs(engine, drafter, dense)
         _write(path, key, table)
     return table
 
 
-def cache_key(artifact: Artifact, threads: int, drafter: str) -> dict[str, Any]:
-    """What a table holds for: another library, other weights, another machine, number of threads, TVM or drafter needs
-    another one."""
+def cache_key(artifact: Artifact, threads: int, drafter: str, dense: bool = False) -> dict[str, Any]:
+    """What a table holds for: another library, other weights, another machine, number of threads, TVM or drafter, and
+    passes that compute every expert (``dense``), need another one."""
     digest = hashlib.sha256()
     for path in (artifact.library, artifact.path / INDEX, artifact.path / CHAT_CONFIG):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return {"recipe": _RECIPE, "artifact": digest.hexdigest(), "processor": processor(), "threads": threads,
-            "tvm": installed_version(), "drafter": drafter}
+            "tvm": installed_version(), "drafter": drafter, "dense": dense}
 
 
-def measure_costs(engine: Engine, drafter: Drafter) -> CostTable:
+def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> CostTable:
     """Medians of rounds over all numbers of nodes and levels, in turn forwards and backwards, so that a slow moment
     meets different ones; the first round warms up. Rounds go on for ``_SECONDS``, which bounds the time on small
     models; on large ones there are ``_ROUNDS[0]``, the fewest whose median outvotes a disturbance. Forgets what
     ``drafter`` knows."""
-    session = engine.session(drafter)
+    session = engine.session(drafter, dense=dense)
     tree, work = _nodes(session, engine.artifact), {}
     for count in NODES:
         if count <= len(tree):

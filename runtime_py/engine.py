@@ -52,7 +52,7 @@ class Engine:
         self.threads = threads
         self.load_seconds = load_seconds
         self.progress: Callable[[str], None] = lambda line: None  # told of what takes a moment
-        self._costs: dict[str, CostTable] = {}  # by drafter
+        self._costs: dict[tuple[str, bool], CostTable] = {}  # by drafter, and whether passes are dense
 
     @classmethod
     def load(cls, path: str | Path, threads: int | None = None, *, mmap: bool = False, pin: bool = False) -> Engine:
@@ -86,9 +86,11 @@ class Engine:
         computed, to compare with."""
         return Session(self.artifact, self.library, make_drafter(draft, self.artifact, self.library), dense=dense)
 
-    def controller(self, drafter: Drafter | None, tree_size: int | None = None) -> ShapeController:
+    def controller(self, drafter: Drafter | None, tree_size: int | None = None, *,
+                   dense: bool = False) -> ShapeController:
         """What decides how large a tree ``drafter`` drafts from pass to pass; ``tree_size`` fixes it (1: plain
-        decoding). Raises UserError for a size that the artifact or the drafter cannot have."""
+        decoding). ``dense``: passes compute every expert, which has costs of its own. Raises UserError for a size that
+        the artifact or the drafter cannot have."""
         limit = min(self.artifact.max_tree_nodes, self.artifact.prefill_chunk_size)
         if tree_size is not None and not 1 <= tree_size <= limit:
             raise UserError(f"tree size: expected 1 to {limit} nodes, which this artifact allows, found {tree_size}")
@@ -98,9 +100,10 @@ class Engine:
             return FixedShape(PLAIN)
         if tree_size is not None:
             return FixedShape(fixed_shape(tree_size, drafter))
-        if drafter.name not in self._costs:
-            self._costs[drafter.name] = cost_table(self, drafter, self.progress)
-        return Controller(self._costs[drafter.name])
+        key = drafter.name, dense
+        if key not in self._costs:
+            self._costs[key] = cost_table(self, drafter, self.progress, dense=dense)
+        return Controller(self._costs[key])
 
     def generate(self, prompt: str | Sequence[int], max_tokens: int | None = None, sampling: Sampling = GREEDY, *,
                  draft: str | Drafter = "auto", tree_size: int | None = None) -> Generation:

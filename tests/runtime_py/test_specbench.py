@@ -10,6 +10,8 @@ from fake_library import FakeLibrary
 from toy import WINDOW
 
 from runtime_py.cli import main
+from runtime_py.cost_measurement import cost_table
+from runtime_py.drafters.ngram import NgramDrafter
 from runtime_py.specbench import run as runner
 
 MODES = ("dense", "sparse", "sparse+ngram")
@@ -92,17 +94,36 @@ def test_spec_benchs_own_figures_come_out_of_the_files(specbench, tmp_path):
         assert rows[mode, "average"]["accept_length"] == pytest.approx(sum(lengths) / len(lengths))
 
 
-def test_dense_modes_run_the_dense_pass(specbench, tmp_path, monkeypatch):
+@pytest.fixture
+def dense_passes(monkeypatch):
+    """For every pass of the toy library, whether it was dense."""
     forward, kinds = FakeLibrary.forward, []
 
     def record(self, *arguments, dense=False):
         kinds.append(dense)
         return forward(self, *arguments, dense=dense)
     monkeypatch.setattr(FakeLibrary, "forward", record)
+    return kinds
+
+
+def test_dense_modes_run_the_dense_pass(specbench, tmp_path, dense_passes):
     for mode in MODES:
-        kinds.clear()
+        dense_passes.clear()
         assert specbench("--modes", mode, "--answers", tmp_path / mode)[0] == 0
-        assert set(kinds) == {mode == "dense"}
+        assert set(dense_passes) == {mode == "dense"}
+
+
+def test_dense_passes_have_costs_of_their_own(engine, dense_passes, monkeypatch, tmp_path):
+    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path))
+    monkeypatch.setattr("runtime_py.engine.cost_table", cost_table)
+    for dense in (False, True):
+        dense_passes.clear()
+        engine.controller(NgramDrafter(), dense=dense)
+        assert set(dense_passes) == {dense}
+        dense_passes.clear()
+        cost_table(engine, NgramDrafter(), dense=dense)
+        assert dense_passes == []  # kept
+    assert len(list((tmp_path / "costs").iterdir())) == 2
 
 
 def test_modes_take_turns_and_one_question_warms_up(specbench, asked):
