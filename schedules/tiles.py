@@ -7,8 +7,21 @@ from dataclasses import dataclass, replace
 MAX_TREE_NODES = 64  # bits of a token's ancestor mask
 
 
+class Tiles:
+    """What weights in memory depend on."""
+
+    output_tile: int
+
+    def expert_tile(self, expert_size: int) -> int:
+        """Widest tile, at most ``output_tile``, that divides a multiple of 8 without padding."""
+        tile = self.output_tile
+        while expert_size % tile:
+            tile //= 2
+        return tile
+
+
 @dataclass(frozen=True)
-class CpuTiles:
+class CpuTiles(Tiles):
     """Register tiles of one vector unit.
 
     ``lanes``: float32 lanes of a register. ``vectors``: registers per row of an output tile. ``token_tiles``: rows
@@ -41,13 +54,6 @@ class CpuTiles:
         """Outputs computed together by a linear kernel; its weights are padded to a multiple."""
         return self.lanes * self.vectors
 
-    def expert_tile(self, expert_size: int) -> int:
-        """Widest tile, at most ``output_tile``, that divides a multiple of 8 without padding."""
-        tile = self.output_tile
-        while expert_size % tile:
-            tile //= 2
-        return tile
-
 
 # Accumulators per tile = token_tiles[-1] * vectors (attention: the product of a tile); with the weights and one
 # broadcast they must fit the register file: 32 registers on AVX-512 and NEON, 16 on AVX2 and SSE. Of coded tiles the
@@ -67,4 +73,34 @@ CPU_TILES |= {
                           coded_token_tiles=((1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6))),
     "avxvnni": replace(CPU_TILES["avx2"], dot="llvm.x86.avx512.vpdpbusd.256", coded_token_tiles=((1, 2), (1,))),
     "dotprod": replace(CPU_TILES["neon"], dot="llvm.aarch64.neon.sdot.v4i32.v16i8", coded_token_tiles=((1, 2), (1,))),
+}
+
+
+@dataclass(frozen=True)
+class GpuTiles(Tiles):
+    """Work-groups of one kind of GPU.
+
+    A work-group of a matrix kernel is ``output_tile`` outputs (neighbouring work-items, which read neighbouring
+    words) times ``slices`` work-items that share each output's inputs and add their sums up in threadgroup memory.
+    ``token_tiles``: rows computed together, a kernel each; the smallest that holds all rows, else the largest.
+    ``local_bytes``: threadgroup memory that a kernel may use.
+    """
+
+    slices: int
+    token_tiles: tuple[int, ...]
+    local_bytes: int
+    output_tile: int = 32
+
+    @property
+    def items(self) -> int:
+        """Work-items of a work-group."""
+        return self.output_tile * self.slices
+
+
+# Partial sums take slices * token_tiles[-1] * output_tile * 4 bytes of threadgroup memory.
+GPU_TILES: dict[str, GpuTiles] = {
+    "adreno": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=32768),
+    "mali": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768),
+    "generic": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=16384),
+    "opencl": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768),
 }

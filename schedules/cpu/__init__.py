@@ -1,5 +1,6 @@
 """The CPU family: vector kernels for LLVM (AVX-512, AVX2, SSE, NEON)."""
 
+from ..builder import ORIGIN
 from ..layout import FLOAT_FORMATS, Q4_FORMATS
 from .attention import attention
 from .cache import append_heads, append_latent, commit
@@ -15,7 +16,6 @@ from .sparse_down import sparse_down
 from .sparse_up import sparse_up
 from .top_k import top_k
 from .union import union
-from .vector import ORIGIN
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 

@@ -13,11 +13,12 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel, when
 from ..tiles import MAX_TREE_NODES, CpuTiles
 from .attention_block import BLOCK, HeadGroup
 from .matrix import matrix
 from .rows import FloatRows, encoded
-from .vector import Register, for_lanes, kernel, load, prefetch, rows_var, splat, store, when
+from .vector import Register, for_lanes, load, prefetch, splat, store
 
 
 @cache
@@ -38,7 +39,7 @@ def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
     splits = tiles.latent_splits if kv_heads == 1 and heads > 1 else 1
     share = -(-group // splits)  # heads of an item
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         q = k.tensor((n, heads, key_dim))
         kv = k.tensor((slots, kv_heads, width), cache_dtype)
         visible = k.tensor((n,), "int32")

@@ -11,8 +11,9 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import when
 from ..tiles import CpuTiles
-from .vector import Read, Register, exp, for_lanes, load, splat, store, sums, when
+from .vector import Read, Register, exp, for_lanes, load, splat, store, sums
 
 BLOCK = 32  # rows per step of the running softmax: a part of the result, hence the same for every processor
 _LOWEST = -3.0e38

@@ -11,10 +11,11 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .norm import normed_row
 from .rope import rotate
-from .vector import for_lanes, kernel, load, over_rows, rows_var, store
+from .vector import for_lanes, load, over_rows, store
 
 
 @cache
@@ -27,7 +28,7 @@ def append_latent(tiles: CpuTiles, slots: int, latent: int, rope: int, positions
     """
     with kernel(__name__) as k:
         kv = k.tensor((slots, 1, latent + rope), cache_dtype)
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, x_width))
         weight = k.tensor((latent,), dtype)
         pos = k.tensor((n,), "int32")
@@ -56,7 +57,7 @@ def append_heads(tiles: CpuTiles, slots: int, kv_heads: int, head_dim: int, posi
     """
     with kernel(__name__) as k:
         kv = k.tensor((slots, kv_heads, 2 * head_dim), cache_dtype)
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, x_width))
         pos = k.tensor((n,), "int32")
         table = k.tensor((positions, head_dim))
@@ -85,7 +86,7 @@ def commit(tiles: CpuTiles, slots: int, kv_heads: int, width: int, cache_dtype: 
     """
     with kernel(__name__) as k:
         kv = k.tensor((slots, kv_heads, width), cache_dtype)
-        m = rows_var()
+        m = k.rows_var()
         idx = k.tensor((m,), "int32")
         past = k.scalar("past")
         with T.serial(0, m) as row, T.serial(0, kv_heads) as head:

@@ -8,9 +8,10 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
-from .vector import kernel, over_rows, rows_var, store
+from .vector import over_rows, store
 
 
 @cache
@@ -20,7 +21,7 @@ def embedding(tiles: CpuTiles, vocab: int, width: int, weight_format: str, scale
     Parameters: ids int32 [n]; table [vocab, width] stored as ``weight_format``; y f32 [n, width].
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         ids = k.tensor((n,), "int32")
         table = matrix(k, tiles, weight_format, (vocab, width), tiles.output_tile)
         y = k.tensor((n, width))

@@ -8,9 +8,10 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .rows import rows
-from .vector import kernel, load, over_rows, rows_var, splat
+from .vector import load, over_rows, splat
 
 
 @cache
@@ -19,9 +20,9 @@ def encode(tiles: CpuTiles, width: int, activations: str, *, scale: float = 1.0,
     """y = x * scale. Parameters: x f32 [n, width]; picked int32 [m] if ``gather`` (row r of y comes from row picked[r]
     of x); y [n or m, width] as ``activations``."""
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, width))
-        m = rows_var() if gather else n
+        m = k.rows_var() if gather else n
         picked = k.tensor((m,), "int32") if gather else None
         y = rows(k, tiles, activations, (m,), width)
 

@@ -7,16 +7,17 @@ from typing import Any
 
 import tvm
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .rows import rows
-from .vector import kernel, load, over_rows, rows_var, silu
+from .vector import load, over_rows, silu
 
 
 @cache
 def gated_silu(tiles: CpuTiles, width: int, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """y = silu(gate) * up. Parameters: x f32 [n, 2 * width], gate | up; y [n, width] as ``activations``."""
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, 2 * width))
         y = rows(k, tiles, activations, (n,), width)
 

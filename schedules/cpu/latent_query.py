@@ -8,11 +8,12 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .rope import rotate
 from .rows import FloatRows, encoded, rows
-from .vector import kernel, over_token_tiles, rows_var, store
+from .vector import over_token_tiles, store
 
 
 @cache
@@ -25,7 +26,7 @@ def latent_query(tiles: CpuTiles, heads: int, inputs: int, nope: int, rope: int,
     [n, heads, latent+rope].
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = rows(k, tiles, activations, (n,), inputs)
         q_up, k_up = (matrix(k, tiles, weight_format, shape, tiles.output_tile, activations)
                       for shape in ((heads, nope + rope, inputs), (heads, latent, nope)))

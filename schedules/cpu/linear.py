@@ -8,10 +8,11 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .rows import rows
-from .vector import kernel, load, over_token_tiles, rows_var, splat, store
+from .vector import load, over_token_tiles, splat, store
 
 
 @cache
@@ -24,7 +25,7 @@ def linear(tiles: CpuTiles, inputs: int, outputs: int, weight_format: str = "flo
     y = residual + residual_scale * (...); y f32 [n, outputs]. Each output is one chain of fma, whatever n.
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = rows(k, tiles, activations, (n,), inputs)
         w = matrix(k, tiles, weight_format, (outputs, inputs), tiles.output_tile, activations)
         b = k.tensor((outputs,), bias_dtype) if bias_dtype else None

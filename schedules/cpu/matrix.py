@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 from tvm.script.ir_builder import tirx as T
 
 from ..activations import LOW_BITS, PLANES
+from ..builder import Kernel, choose
 from ..layout import FLOAT_FORMATS, Q4_BLOCK, Q4_CODE_WORDS, Q4_ZERO, stored_shape, tile_count
 from ..tiles import CpuTiles
-from .vector import Kernel, Register, choose, const, load, prefetch, splat, vector
+from .vector import Register, const, load, prefetch, splat, vector
 
 if TYPE_CHECKING:
     from .rows import Row

@@ -8,9 +8,10 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .rows import rows
-from .vector import Read, Register, kernel, load, over_rows, rows_var, rsqrt, splat, sum_over
+from .vector import Read, Register, load, over_rows, rsqrt, splat, sum_over
 
 
 @cache
@@ -22,10 +23,10 @@ def rms_norm(tiles: CpuTiles, width: int, eps: float, dtype: str = "float32", ac
     (row r of y comes from row picked[r] of x); y [n or m, width] as ``activations``.
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, x_width or width))
         weight = k.tensor((width,), dtype)
-        m = rows_var() if gather else n
+        m = k.rows_var() if gather else n
         picked = k.tensor((m,), "int32") if gather else None
         y = rows(k, tiles, activations, (m,), width)
 

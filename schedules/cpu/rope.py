@@ -8,8 +8,9 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
-from .vector import for_lanes, kernel, load, over_rows, rows_var, splat, store
+from .vector import for_lanes, load, over_rows, splat, store
 
 
 @cache
@@ -20,7 +21,7 @@ def rope_query(tiles: CpuTiles, heads: int, rope: int, positions: int, *, x_widt
     sin); q f32 [n, heads, rope].
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, x_width))
         pos = k.tensor((n,), "int32")
         table = k.tensor((positions, rope))

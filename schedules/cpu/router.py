@@ -8,23 +8,12 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .norm import normed_row
 from .rows import FloatRows, rows
-from .vector import (
-    Read,
-    Register,
-    for_lanes,
-    kernel,
-    load,
-    over_rows,
-    over_token_tiles,
-    rows_var,
-    splat,
-    store,
-    sum_over,
-)
+from .vector import Read, Register, for_lanes, load, over_rows, over_token_tiles, splat, store, sum_over
 
 
 @cache
@@ -39,7 +28,7 @@ def router(tiles: CpuTiles, experts: int, hidden: int, norm: str, eps: float, no
     experts are inactive.
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = k.tensor((n, hidden))
         input_weight = k.tensor((hidden,), dtype)
         w = matrix(k, tiles, dtype, (experts, hidden), tiles.output_tile)

@@ -8,23 +8,11 @@ from typing import Any
 from tvm.script.ir_builder import tirx as T
 
 from ..activations import CODE_WORDS, GROUP, LARGEST_CODE, LOW_BITS, PLANES, SMALLEST, activation_shape
+from ..builder import Kernel
 from ..layout import Q4_ZERO
 from ..tiles import CpuTiles
 from .matrix import Matrix
-from .vector import (
-    ROUND_MAGIC,
-    ROUND_MAGIC_BITS,
-    Kernel,
-    Read,
-    Register,
-    const,
-    for_lanes,
-    load,
-    span,
-    splat,
-    store,
-    vector,
-)
+from .vector import ROUND_MAGIC, ROUND_MAGIC_BITS, Read, Register, const, for_lanes, load, span, splat, store, vector
 
 _MAGNITUDE_BITS = 0x7FFFFFFF
 

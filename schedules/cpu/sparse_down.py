@@ -8,11 +8,12 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .rows import rows
 from .union import union_tensors
-from .vector import kernel, load, over_token_tiles, rows_var, splat, store
+from .vector import load, over_token_tiles, splat, store
 
 
 @cache
@@ -26,7 +27,7 @@ def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, w
     fma; leaving out an inactive expert is the same as adding its exact zero.
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         act = rows(k, tiles, activations, (experts, n), expert_size)
         ids, count, uses, tokens = union_tensors(k, experts, n)
         w = matrix(k, tiles, weight_format, (experts, outputs, expert_size), tiles.output_tile, activations)

@@ -8,11 +8,12 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .rows import rows
 from .union import union_tensors
-from .vector import kernel, over_token_tiles, rows_var, silu, splat
+from .vector import over_token_tiles, silu, splat
 
 
 @cache
@@ -27,7 +28,7 @@ def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, weig
     experts outside the union are never read.
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         x = rows(k, tiles, activations, (n,), inputs)
         scores = k.tensor((n, experts))
         ids, count, uses, tokens = union_tensors(k, experts, n)

@@ -8,8 +8,9 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import kernel, when
 from ..tiles import CpuTiles
-from .vector import Register, exp, kernel, load, log, over_rows, rows_var, splat, sum_over, when
+from .vector import Register, exp, load, log, over_rows, splat, sum_over
 
 _VECTORS = 8  # vectors whose largest element is compared with the list's smallest at a time
 _PARALLEL_ELEMENTS = 1 << 15  # of logits, for a parallel launch to pay
@@ -24,7 +25,7 @@ def top_k(tiles: CpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.t
     the index itself; log_probs f32 [m, k]. The sum of the exponentials has an order fixed by ``vocab``.
     """
     with kernel(__name__) as builder:
-        m = rows_var()
+        m = k.rows_var()
         logits = builder.tensor((m, vocab))
         token_ids = builder.tensor((vocab,), "int32") if mapped else None
         tokens = builder.tensor((m, k), "int32")

@@ -8,7 +8,7 @@ from typing import Any
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from .vector import Kernel, kernel, rows_var, when
+from ..builder import Kernel, kernel, when
 
 
 @cache
@@ -21,7 +21,7 @@ def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
     every expert: the comparison that the sparse path is measured against.
     """
     with kernel(__name__) as k:
-        n = rows_var()
+        n = k.rows_var()
         scores = k.tensor((n, experts))
         ids, count, uses, tokens = union_tensors(k, experts, n)
         T.buffer_store(count, T.int32(0), [0])

@@ -8,66 +8,17 @@ explicit ``fma`` and every reduction has one fixed order.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tvm
-from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import choose
+
 Read = Callable[[Any, int], Any]  # (first column, lanes) -> the values there, as float32
-ORIGIN = "blockffn.origin"  # attribute that names the source file of a kernel
 _LINE_BYTES = 64
 _READ, _TO_L2, _DATA = 0, 2, 1  # arguments of llvm.prefetch
-
-
-class Kernel:
-    """Collects the PrimFunc that a ``with kernel(...)`` block describes."""
-
-    func: tvm.tirx.PrimFunc
-
-    @staticmethod
-    def tensor(shape: Sequence[Any], dtype: str = "float32") -> T.Buffer:
-        """Declare the next tensor parameter."""
-        return T.match_buffer(T.arg("tensor", T.handle()), tuple(shape), dtype)
-
-    @staticmethod
-    def scalar(name: str) -> tvm.tirx.Var:
-        """Declare the next parameter as an int64 scalar."""
-        return T.arg(name, T.int64())
-
-
-@contextmanager
-def kernel(origin: str) -> Iterator[Kernel]:
-    """Describe one scheduled PrimFunc; read it from ``.func`` after the block."""
-    result = Kernel()
-    with IRBuilder() as builder:
-        with T.prim_func(is_private=True, s_tir=True):
-            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, ORIGIN: origin})
-            yield result
-    result.func = builder.get()
-
-
-def rows_var() -> tvm.tirx.Var:
-    """A symbolic extent."""
-    return T.int64()
-
-
-@contextmanager
-def when(condition: Any) -> Iterator[None]:
-    """``if condition:``"""
-    with T.If(condition), T.Then():
-        yield
-
-
-def choose(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
-    """``if condition: then() else: otherwise()``"""
-    with T.If(condition):
-        with T.Then():
-            then()
-        with T.Else():
-            otherwise()
 
 
 def over_rows(n: Any, parallel_from: int, body: Callable[[Any], None]) -> None:

@@ -16,7 +16,7 @@ from machine import few_token_tiles
 
 from blockffn_mlc.target import Target
 from runtime_py.host import missing_flags
-from schedules import activations, cpu, q4
+from schedules import activations, builder, cpu, q4
 from schedules.cpu import vector
 from schedules.layout import FLOAT_FORMATS, Q4_FORMATS, pack_rows
 from schedules.tiles import CPU_TILES
@@ -203,7 +203,7 @@ def out_rows(mode: str, *shape: int, partial: bool = False) -> Out:
 
 def elementwise(target: Target, count: int, function: Callable) -> tvm.tirx.PrimFunc:
     """A kernel y[i] = function(x[i], lanes) over ``count`` floats."""
-    with vector.kernel(__name__) as k:
+    with builder.kernel(__name__) as k:
         x, y = k.tensor((count,)), k.tensor((count,))
         vector.for_lanes(count, target.tiles.lanes, lambda i, lanes: vector.store(
             y, function(vector.load(x, i, lanes=lanes), lanes), i, lanes=lanes))

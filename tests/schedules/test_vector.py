@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import Out, elementwise, run, same_bits
 
+from schedules import builder
 from schedules.cpu import vector
 
 
@@ -49,7 +50,7 @@ def test_sums_equal_each_registers_sum(target, rng, missing):
     x = rng.standard_normal((count, lanes)).astype("float32")
 
     def kernel(together):
-        with vector.kernel(__name__) as k:
+        with builder.kernel(__name__) as k:
             source, y = k.tensor(x.shape), k.tensor((count,))
             registers = [vector.Register(lanes, vector.load(source, i, 0, lanes=lanes)) for i in range(count)]
             whole = vector.Register(lanes, vector.sums(registers)) if together else None

@@ -1,0 +1,63 @@
+"""How every kernel is described: TVM's IR builder, called from plain Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+ORIGIN = "blockffn.origin"  # attribute that names the source file of a kernel
+
+
+class Kernel:
+    """Collects the PrimFunc that a ``with kernel(...)`` block describes."""
+
+    func: tvm.tirx.PrimFunc
+
+    def __init__(self, index_dtype: str) -> None:
+        self._index_dtype = index_dtype
+
+    @staticmethod
+    def tensor(shape: Sequence[Any], dtype: str = "float32") -> T.Buffer:
+        """Declare the next tensor parameter."""
+        return T.match_buffer(T.arg("tensor", T.handle()), tuple(shape), dtype)
+
+    def scalar(self, name: str) -> tvm.tirx.Var:
+        """Declare the next parameter as an integer."""
+        return T.arg(name, getattr(T, self._index_dtype)())
+
+    def rows_var(self) -> tvm.tirx.Var:
+        """A symbolic extent."""
+        return getattr(T, self._index_dtype)()
+
+
+@contextmanager
+def kernel(origin: str, index_dtype: str = "int64") -> Iterator[Kernel]:
+    """Describe one scheduled PrimFunc; read it from ``.func`` after the block. ``index_dtype``: of its scalars and
+    symbolic extents; callers pass them as int64 all the same."""
+    result = Kernel(index_dtype)
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, ORIGIN: origin})
+            yield result
+    result.func = builder.get()
+
+
+@contextmanager
+def when(condition: Any) -> Iterator[None]:
+    """``if condition:``"""
+    with T.If(condition), T.Then():
+        yield
+
+
+def choose(condition: Any, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+    """``if condition: then() else: otherwise()``"""
+    with T.If(condition):
+        with T.Then():
+            then()
+        with T.Else():
+            otherwise()

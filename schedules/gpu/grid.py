@@ -1,0 +1,138 @@
+"""Building blocks of the GPU kernels: launches, threadgroup memory, private arrays, reductions.
+
+A PrimFunc may hold several launches; the host runs them in order, each sees what the former wrote. All arithmetic on
+indices is 32-bit. ``barrier`` and whatever contains one must be reached by all work-items of a group alike.
+Sums have one fixed order, given the sizes of the work-group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from .. import builder
+from ..builder import choose, when
+
+
+def kernel(origin: str) -> Any:
+    """As ``builder.kernel``, with 32-bit scalars and extents."""
+    return builder.kernel(origin, "int32")
+
+
+@contextmanager
+def launch(groups: Sequence[Any], items: Sequence[int]) -> Iterator[tuple[tuple[Any, ...], tuple[Any, ...]]]:
+    """One device kernel of ``groups`` work-groups of ``items`` work-items, up to three axes each, the first one
+    fastest; gives the indices of the group and of the item in it. No group runs where an extent of ``groups`` is 0."""
+    with ExitStack() as stack:
+        def enter(kind: str, extents: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(stack.enter_context(T.launch_thread(f"{kind}.{axis}", extent))
+                         for axis, extent in zip("xyz", extents))
+        yield enter("blockIdx", groups), enter("threadIdx", items)
+
+
+def barrier() -> None:
+    """Wait for all work-items of the group; they see each other's writes to threadgroup memory."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def shared(shape: Sequence[int], dtype: str = "float32") -> T.Buffer:
+    """Threadgroup memory: one for all work-items of a group."""
+    return T.alloc_buffer(tuple(shape), dtype, scope="shared")
+
+
+class Local:
+    """A private array of one work-item; in registers if all indices are Python integers."""
+
+    def __init__(self, size: int, value: Any = None, dtype: str = "float32") -> None:
+        self.size, self._dtype = size, dtype
+        self._buffer = T.alloc_buffer((size,), dtype, scope="local")
+        if value is not None:
+            for i in range(size):
+                self.set(i, value)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._buffer[i]
+
+    def set(self, i: Any, value: Any) -> None:
+        """self[i] = value"""
+        if isinstance(value, int | float):
+            value = tvm.tirx.const(value, self._dtype)
+        T.buffer_store(self._buffer, value, [i])
+
+    def add(self, i: Any, value: Any) -> None:
+        """self[i] += value"""
+        self.set(i, self[i] + value)
+
+
+def ceil_div(a: Any, b: int) -> Any:
+    """Number of tiles of ``b`` that hold ``a``."""
+    return -(-a // b) if isinstance(a, int) else T.floordiv(a + (b - 1), b)
+
+
+def by_tokens(n: Any, token_tiles: Sequence[int], emit: Callable[[int], None]) -> None:
+    """``emit(tile)`` describes the launches that compute ``tile`` rows together; the host picks those of the smallest
+    tile that holds all n rows, else of the largest."""
+    if len(token_tiles) == 1:
+        emit(token_tiles[0])
+    else:
+        choose(n <= token_tiles[0], lambda: emit(token_tiles[0]), lambda: by_tokens(n, token_tiles[1:], emit))
+
+
+def strided(first: Any, count: Any, step: int, body: Callable[[Any], None]) -> None:
+    """``body(i)`` for i = first, first + step, … < count: a work-item's share where ``step`` of them split a loop."""
+    if isinstance(count, int) and count <= step:
+        if count == step:
+            body(first)
+        else:
+            with when(first < count):
+                body(first)
+        return
+    with T.serial(0, T.floordiv(T.max(count - first, 0) + (step - 1), step)) as turn:
+        body(T.bind(first + turn * step))
+
+
+def reduce(item: Any, items: int, values: Sequence[Any], combine: Callable[[Any, Any], Any],
+           dtype: str = "float32") -> list[Any]:
+    """The ``values`` of each of a group's ``items`` work-items (a power of two), combined as a balanced tree; all
+    items get the results. Contains barriers. ``item``: index in the group."""
+    memory = shared((len(values), items), dtype)
+    for j, value in enumerate(values):
+        T.buffer_store(memory, value, [j, item])
+    barrier()
+    width = items // 2
+    while width:
+        with when(item < width):
+            for j in range(len(values)):
+                T.buffer_store(memory, combine(memory[j, item], memory[j, item + width]), [j, item])
+        barrier()
+        width //= 2
+    return [T.bind(memory[j, 0]) for j in range(len(values))]
+
+
+def total(item: Any, items: int, *values: Any) -> list[Any]:
+    """``reduce`` by addition."""
+    return reduce(item, items, values, lambda a, b: a + b)
+
+
+def float32(value: Any) -> Any:
+    """A value of any float type as float32."""
+    return value if value.dtype == "float32" else T.cast(value, "float32")
+
+
+def load4(buffer: T.Buffer, *index: Any) -> list[Any]:
+    """Four consecutive elements from ``index`` as scalars: one vector load where the compiler can prove that
+    the flat index is a multiple of 4 (so should be the last extent)."""
+    *outer, i = index
+    if int(buffer.shape[-1]) % 4:
+        return [T.bind(buffer[(*outer, i + j)]) for j in range(4)]
+    vector = T.bind(buffer[(*outer, T.ramp(i, 1, 4))])
+    return [tvm.tirx.Shuffle([vector], [T.int32(j)]) for j in range(4)]
+
+
+def silu(x: Any) -> Any:
+    """x * sigmoid(x)."""
+    return x / (T.float32(1) + T.exp(T.float32(0) - x))

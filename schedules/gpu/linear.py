@@ -1,0 +1,53 @@
+"""y = x W^T (+ bias), optionally scaled and added to a residual."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import when
+from ..tiles import GpuTiles
+from .grid import Local, by_tokens, ceil_div, float32, kernel, launch
+from .matrix import LANES, Row, finish, matrix
+
+
+@cache
+def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "float32", activations: str = "f32", *,
+           bias_dtype: str = "", residual_scale: float | None = None) -> tvm.tirx.PrimFunc:
+    """y[t, o] = sum_k x[t, k] * w[o, k] (+ bias); parameters as the CPU kernel's. A work-group computes a tile of
+    outputs for a tile of tokens."""
+    with kernel(__name__) as k:
+        n = k.rows_var()
+        x = k.tensor((n, inputs))
+        w = matrix(k, weight_format, (outputs, inputs), tiles.output_tile)
+        b = k.tensor((outputs,), bias_dtype) if bias_dtype else None
+        residual = k.tensor((n, outputs)) if residual_scale is not None else None
+        y = k.tensor((n, outputs))
+
+        def emit(tokens: int) -> None:
+            with launch((w.tiles, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+                first, output = block * tokens, w.output(tile, lane)
+                acc = Local(tokens, 0.0)
+                w.accumulate(acc, (), output, token_rows(x, first, tokens, n), part, tiles.slices)
+
+                def write(t: Any, value: Any) -> None:
+                    row = first + t
+                    with when(T.And(w.owns(tile, lane), row < n)):
+                        if b is not None:
+                            value = value + float32(b[output])
+                        if residual is not None:
+                            value = residual[row, output] + T.float32(residual_scale) * value
+                        T.buffer_store(y, value, [row, output])
+
+                finish(tiles, acc, lane, part, write)
+
+        by_tokens(n, tiles.token_tiles, emit)
+    return k.func
+
+
+def token_rows(x: T.Buffer, first: Any, tokens: int, n: Any) -> list[Row]:
+    """Rows first .. first+tokens-1 of x [n, width]; the first of them exists."""
+    return [Row(x, (first + t,), first + t < n if t else None) for t in range(tokens)]
