@@ -25,7 +25,7 @@ def top_k(tiles: CpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.t
     the index itself; log_probs f32 [m, k]. The sum of the exponentials has an order fixed by ``vocab``.
     """
     with kernel(__name__) as builder:
-        m = k.rows_var()
+        m = builder.rows_var()
         logits = builder.tensor((m, vocab))
         token_ids = builder.tensor((vocab,), "int32") if mapped else None
         tokens = builder.tensor((m, k), "int32")

@@ -120,7 +120,7 @@ def total(item: Any, items: int, *values: Any) -> list[Any]:
 
 def float32(value: Any) -> Any:
     """A value of any float type as float32."""
-    return value if value.dtype == "float32" else T.cast(value, "float32")
+    return T.cast(value, "float32")
 
 
 def load4(buffer: T.Buffer, *index: Any) -> list[Any]:
