@@ -15,14 +15,15 @@ even so.
 *Exploration.* More is drafted than verified: up to GROW times the nodes, always by a draft model, for which they cost
 little, and else in the first FIRST drafts and in every PROBE-th; these are also one level deeper than decided.
 
-*Retry.* While plain decoding wins, a tree is drafted now and then, of which nothing is verified: after WAIT tokens,
-then after twice as many each time, MAX_WAIT at most. Success, speculation ahead again, resets the wait.
+*Retry.* While plain decoding wins, a tree is drafted now and then, of which nothing is verified: twice after WAIT
+tokens, then after twice as many each time, MAX_WAIT at most. Success, speculation ahead again, resets the wait.
 
 Levels drafted only to learn may take SHARE of plain decoding's time, whatever the counts say (but for the FIRST).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ from .cost_table import CostTable
 from .tree import Tree, TreeShape
 
 MEMORY = 64
-PRIOR, PRIOR_WEIGHT = 0.5, 4  # the latter in trees
-FIRST, PROBE, GROW = 3, 8, 4
+PRIOR, PRIOR_WEIGHT = 0.5, 8  # the latter in trees
+FIRST, PROBE, GROW = 4, 4, 4
 WAIT, MAX_WAIT = 2, 16
 SHARE = 0.01
 TOP_K = 10
@@ -63,7 +64,7 @@ def counterfactuals(levels: Sequence[int], path: Sequence[int], shapes: Sequence
             kept = [node for node, level in enumerate(levels) if level <= depth]
             parts[depth] = [place for place, node in enumerate(kept) if node in path], len(kept)
         places, nodes = parts[depth]
-        results.append((sum(place < shape.size for place in places), min(shape.size, nodes)))
+        results.append((bisect_left(places, shape.size), min(shape.size, nodes)))
     return results
 
 
@@ -119,6 +120,7 @@ class Controller:
                             if inner.size <= shape.size and inner.depth <= shape.depth), default=0)
                        for index, shape in enumerate(self._shapes)]
         self._gains = [self._prior(shape, self._shapes[inner]) for shape, inner in zip(self._shapes, self._inner)]
+        self._drafting = [costs.drafting(shape.depth) for shape in self._shapes]
         self._plain = costs.seconds_for(self._shapes[0])
         self._largest = max(shape.size for shape in self._shapes)
         self._deepest = max(shape.depth for shape in self._shapes)
@@ -150,8 +152,10 @@ class Controller:
             self._wait -= 1
             self._missed += 1
         text = [tree.tokens[node] for node in (0, *path)]
-        closed = [draft for draft in self._open if not draft.follow(text)]
-        self._open = [draft for draft in self._open if draft not in closed]
+        closed, still_open = [], []
+        for draft in self._open:
+            (still_open if draft.follow(text) else closed).append(draft)
+        self._open = still_open
         if len(tree) > 1:
             self._note(_Draft(tree, self._asked, [0, *path]))
         elif self._asked.size > 1:
@@ -197,19 +201,21 @@ class Controller:
             levels[node] = levels[parent] + 1
         whole = len(levels) < draft.shape.size  # the drafter had no more to offer
         ended = max(levels) < draft.shape.depth
+        known = [(whole or shape.size <= len(levels)) and (ended or shape.depth <= draft.shape.depth)
+                 for shape in self._shapes]
         results = counterfactuals(levels, draft.path, self._shapes)
-        self._idle *= _FADE
-        for index, (shape, gain, inner) in enumerate(zip(self._shapes, self._gains, self._inner)):
-            gain.fade(_FADE**self._missed)
-            if (whole or shape.size <= len(levels)) and (ended or shape.depth <= draft.shape.depth):
-                gain.fade(_FADE)
+        seconds = [self._costs.by_nodes[nodes] + drafting for (_, nodes), drafting in zip(results, self._drafting)]
+        missed = _FADE**self._missed
+        for index, (gain, inner) in enumerate(zip(self._gains, self._inner)):
+            if known[index]:
+                gain.fade(missed * _FADE)
                 gain.tokens += results[index][0] - results[inner][0]
-                gain.seconds += self._seconds(index, results) - self._seconds(inner, results)
+                gain.seconds += seconds[index] - seconds[inner]
                 gain.weight += 1
+            else:
+                gain.fade(missed)
+        self._idle *= _FADE
         self._missed = 0
-
-    def _seconds(self, index: int, results: Sequence[tuple[int, int]]) -> float:
-        return self._costs.by_nodes[results[index][1]] + self._costs.drafting(self._shapes[index].depth)
 
     def _prior(self, shape: TreeShape, inner: TreeShape) -> _Gain:
         levels = range(min(inner.depth, inner.size - 1) + 1, min(shape.depth, shape.size - 1) + 1)
