@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import statistics
 from collections.abc import Callable
@@ -48,7 +49,10 @@ def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None]
 
     A cache that is damaged, stale or not writable costs a measurement, nothing else."""
     key = cache_key(engine.artifact, engine.threads, drafter.name, dense)
-    path = cache_folder() / "costs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    try:
+        path = cache_folder() / "costs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
+    except RuntimeError:  # a user without a home
+        path = Path(os.devnull)
     table = _read(path, key)
     if table is None:
         progress(f"measuring what passes over 1 to {NODES[-1]} tokens cost (kept in {path.parent}) ...")

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from runtime_py import cost_measurement
 from runtime_py.controller import Controller
-from runtime_py.cost_measurement import cache_folder, cache_key, cost_table, measure_costs
+from runtime_py.cost_measurement import cache_key, cost_table, measure_costs
 from runtime_py.cost_table import NODES, CostTable
 from runtime_py.drafters.ngram import NgramDrafter
 from runtime_py.engine import Engine
+from runtime_py.files import cache_folder
 from runtime_py.speculation import FixedShape
 from runtime_py.tree import Tree, TreeShape
 
@@ -127,7 +128,8 @@ def cache(monkeypatch, tmp_path):
 def measured(monkeypatch):
     """Counts measurements, by drafter."""
     found = []
-    monkeypatch.setattr(cost_measurement, "measure_costs", lambda engine, drafter: found.append(drafter.name) or TABLE)
+    monkeypatch.setattr(cost_measurement, "measure_costs",
+                        lambda engine, drafter, dense: found.append(drafter.name) or TABLE)
     return found
 
 
@@ -151,6 +153,7 @@ def test_whatever_the_table_depends_on_asks_for_another(engine, cache, measured,
         path.write_bytes(path.read_bytes() + b" ")
         keys.append(cache_key(engine.artifact, engine.threads, "ngram"))
         cost_table(engine, NgramDrafter())
+    keys.append(cache_key(engine.artifact, engine.threads, "ngram", dense=True))
     for name in ("processor", "installed_version"):
         monkeypatch.setattr(cost_measurement, name, lambda: "another")
         keys.append(cache_key(engine.artifact, engine.threads, "ngram"))
@@ -186,6 +189,14 @@ def test_an_entry_that_is_a_folder_or_a_cache_that_is_a_file_costs_a_measurement
     assert cost_table(engine, NgramDrafter()) == TABLE and len(measured) == 3
 
 
+def test_a_user_without_a_home(engine, measured, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cost_measurement, "cache_folder", no_home)
+    assert cost_table(engine, NgramDrafter()) == TABLE and measured == ["ngram"]
+
+
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("BLOCKFFN_CACHE", raising=False)
@@ -201,7 +212,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 def test_an_engine_looks_it_up_once_and_only_when_it_chooses_itself(engine, monkeypatch):
     asked = []
-    monkeypatch.setattr("runtime_py.engine.cost_table", lambda engine, drafter, progress: asked.append(1) or TABLE)
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda *_, **__: asked.append(1) or TABLE)
     assert isinstance(engine.controller(NgramDrafter(), 4), FixedShape)
     assert isinstance(engine.controller(None), FixedShape) and not asked
     controllers = [engine.controller(NgramDrafter()) for _ in range(2)]
