@@ -96,6 +96,14 @@ class GpuTiles(Tiles):
         """Work-items of a work-group."""
         return self.output_tile * self.slices
 
+    def attention_heads(self, group: int) -> int:
+        """Heads of a work-group, of ``group`` that share keys: a divisor, at most 4."""
+        return next(heads for heads in (4, 3, 2, 1) if group % heads == 0)
+
+    def attention_block(self, row_bytes: int) -> int:
+        """Rows of the cache held in threadgroup memory: at most 16, in half of it."""
+        return next(rows for rows in (16, 8, 4, 2, 1) if rows * row_bytes <= self.local_bytes // 2)
+
 
 # Partial sums take slices * token_tiles[-1] * output_tile * 4 bytes of threadgroup memory.
 GPU_TILES: dict[str, GpuTiles] = {

@@ -1,0 +1,71 @@
+"""Queries of multi-head latent attention: projection per head, rotation, and the absorbed key projection."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import when
+from ..tiles import GpuTiles
+from .grid import Local, barrier, by_tokens, ceil_div, kernel, launch, shared
+from .linear import token_rows
+from .matrix import LANES, Matrix, Row, finish, matrix
+from .rope import rotate
+
+
+@cache
+def latent_query(tiles: GpuTiles, heads: int, inputs: int, nope: int, rope: int, latent: int, positions: int,
+                 weight_format: str, activations: str = "f32") -> tvm.tirx.PrimFunc:
+    """q[t, h] = k_up[h] (q_up[h] x[t])[:nope] | rotated (q_up[h] x[t])[nope:]; parameters as the CPU kernel's. A
+    work-group takes a head of a tile of tokens; what q_up gives stays in threadgroup memory."""
+    with kernel(__name__) as k:
+        n = k.rows_var()
+        x = k.tensor((n, inputs))
+        q_up = matrix(k, weight_format, (heads, nope + rope, inputs), tiles.output_tile)
+        k_up = matrix(k, weight_format, (heads, latent, nope), tiles.output_tile)
+        pos = k.tensor((n,), "int32")
+        table = k.tensor((positions, rope))
+        q = k.tensor((n, heads, latent + rope))
+
+        def emit(tokens: int) -> None:
+            with launch((heads, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((head, block), (lane, part)):
+                first = T.bind(block * tokens)
+                own = shared((tokens, nope + rope))
+                project(tiles, q_up, (head,), token_rows(x, first, tokens, n), lane, part,
+                        lambda t, value, output: T.buffer_store(own, value, [t, output]))
+
+                def absorbed(t: Any, value: Any, output: Any) -> None:
+                    with when(first + t < n):
+                        T.buffer_store(q, value, [first + t, head, output])
+
+                project(tiles, k_up, (head,), [Row(own, (t,)) for t in range(tokens)], lane, part, absorbed)
+                for t in range(tokens):
+                    with when(first + t < n):
+                        rotate(part * LANES + lane, tiles.items, rope, table, T.bind(pos[first + t]),
+                               lambda i: own[t, nope + i],
+                               lambda value, i: T.buffer_store(q, value, [first + t, head, latent + i]))
+
+        sizes = [tokens for tokens in tiles.token_tiles
+                 if 4 * tokens * (nope + rope + 2 * tiles.items) <= tiles.local_bytes]
+        by_tokens(n, sizes, emit)
+    return k.func
+
+
+def project(tiles: GpuTiles, w: Matrix, outer: tuple[Any, ...], rows: list[Row], lane: Any, part: Any,
+            write: Any) -> None:
+    """``write(t, rows[t] . w[outer, output], output)`` for all tokens and outputs, by one work-group. Contains
+    barriers, the last one behind all writes."""
+    with T.serial(0, w.tiles) as tile:
+        output = w.output(tile, lane)
+        acc = Local(len(rows), 0.0)
+        w.accumulate(acc, outer, output, rows, part, tiles.slices)
+
+        def owned(t: Any, value: Any) -> None:
+            with when(w.owns(tile, lane)):
+                write(t, value, output)
+
+        finish(tiles, acc, lane, part, owned)
+        barrier()

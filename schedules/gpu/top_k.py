@@ -1,0 +1,105 @@
+"""The largest logits of a row: the choice of greedy decoding, and a draft model's candidates."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import when
+from ..tiles import GpuTiles
+from .grid import Local, barrier, kernel, launch, shared, strided, total
+
+_LOWEST = -float("inf")
+
+
+@cache
+def argmax(tiles: GpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
+    """The lowest index with the largest logit of each row, and that logit.
+
+    Parameters: logits f32 [m, vocab]; tokens int32 [m]; values f32 [m]. A NaN is never the largest; a row without a
+    number above -inf gives index 0 and -inf.
+    """
+    with kernel(__name__) as k:
+        m = k.rows_var()
+        logits = k.tensor((m, vocab))
+        tokens = k.tensor((m,), "int32")
+        values = k.tensor((m,))
+        with launch((m,), (tiles.items,)) as ((row,), (item,)):
+            value, index = _Largest(tiles, item).of(logits, row, vocab, lambda value, index: T.bool(True))
+            with when(item == 0):
+                T.buffer_store(tokens, index, [row])
+                T.buffer_store(values, value, [row])
+    return k.func
+
+
+@cache
+def top_k(tiles: GpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.tirx.PrimFunc:
+    """The ``k`` largest logits of each row in falling order (of equal ones the lower index first) and the logarithms
+    of their softmax over the row; parameters as the CPU kernel's. A work-group takes a row and looks for one after the
+    other: the largest behind the one found last."""
+    with kernel(__name__) as builder:
+        m = builder.rows_var()
+        logits = builder.tensor((m, vocab))
+        token_ids = builder.tensor((vocab,), "int32") if mapped else None
+        tokens = builder.tensor((m, k), "int32")
+        log_probs = builder.tensor((m, k))
+
+        with launch((m,), (tiles.items,)) as ((row,), (item,)):
+            largest = _Largest(tiles, item)
+            top, first = largest.of(logits, row, vocab, lambda value, index: T.bool(True))
+            sums = Local(1, 0.0)
+            strided(item, vocab, tiles.items, lambda i: sums.add(0, T.exp(logits[row, i] - top)))
+            (exponentials,) = total(item, tiles.items, sums[0])
+            log_total = T.bind(T.log(exponentials))
+            last_value, last_index = Local(1, top), Local(1, first, "int32")
+            with T.serial(0, k) as place:
+                with when(item == 0):
+                    index = last_index[0]
+                    T.buffer_store(tokens, index if token_ids is None else token_ids[index], [row, place])
+                    T.buffer_store(log_probs, last_value[0] - top - log_total, [row, place])
+                value, index = largest.of(logits, row, vocab, lambda value, index: T.Or(
+                    value < last_value[0], T.And(value == last_value[0], index > last_index[0])))
+                last_value.set(0, value)
+                last_index.set(0, index)
+    return builder.func
+
+
+class _Largest:
+    """A search by all items of a group."""
+
+    def __init__(self, tiles: GpuTiles, item: Any) -> None:
+        self._items, self._item = tiles.items, item
+        self._values, self._indices = shared((tiles.items,)), shared((tiles.items,), "int32")
+
+    def of(self, logits: T.Buffer, row: Any, count: int, among: Any) -> tuple[Any, Any]:
+        """The largest of ``count`` elements of a row that ``among(value, index)`` holds for and its index, the lowest
+        of equals; -inf and 0 where there is none. Contains barriers."""
+        best, place = Local(1, _LOWEST), Local(1, 0, "int32")
+
+        def look(i: Any) -> None:
+            value = T.bind(logits[row, i])
+            with when(T.And(value > best[0], among(value, i))):
+                best.set(0, value)
+                place.set(0, i)
+
+        strided(self._item, count, self._items, look)
+        barrier()  # of an earlier search everyone has read the result
+        self._keep(self._item, best[0], place[0])
+        barrier()
+        width = self._items // 2
+        while width:
+            with when(self._item < width):
+                value, index = T.bind(self._values[self._item + width]), T.bind(self._indices[self._item + width])
+                mine = T.bind(self._values[self._item])
+                with when(T.Or(value > mine, T.And(value == mine, index < self._indices[self._item]))):
+                    self._keep(self._item, value, index)
+            barrier()
+            width //= 2
+        return T.bind(self._values[0]), T.bind(self._indices[0])
+
+    def _keep(self, item: Any, value: Any, index: Any) -> None:
+        T.buffer_store(self._values, value, [item])
+        T.buffer_store(self._indices, index, [item])
