@@ -2,8 +2,16 @@
 
 from ..builder import ORIGIN
 from ..layout import FLOAT_FORMATS, Q4_FORMATS
+from .attention import attention
+from .cache import append_heads, append_latent, commit
+from .embedding import embedding
+from .latent_query import latent_query
 from .linear import linear
+from .norm import rms_norm
+from .rope import rope_query
+from .top_k import argmax, top_k
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
-__all__ = ["FORMATS", "ORIGIN", "linear"]
+__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "argmax", "attention", "commit", "embedding",
+           "latent_query", "linear", "rms_norm", "rope_query", "top_k"]

@@ -56,10 +56,9 @@ def attention(tiles: GpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
                 mix = shared((share, value_dim))
                 block.mix(lambda head, i, value: T.buffer_store(mix, value, [head, i]))
                 barrier()
-                for head in range(share):
+                with T.serial(0, share) as head:
                     project(tiles, v_up, (first + head,), [Row(mix, (head,))], lane, part,
-                            lambda t, value, i, head=head: T.buffer_store(
-                                out, value, [row, (first + head) * v_dim + i]))
+                            lambda t, value, i: T.buffer_store(out, value, [row, (first + head) * v_dim + i]))
     return k.func
 
 

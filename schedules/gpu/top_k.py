@@ -87,19 +87,14 @@ class _Largest:
 
         strided(self._item, count, self._items, look)
         barrier()  # of an earlier search everyone has read the result
-        self._keep(self._item, best[0], place[0])
+        T.buffer_store(self._values, best[0], [self._item])
+        T.buffer_store(self._indices, place[0], [self._item])
         barrier()
-        width = self._items // 2
-        while width:
-            with when(self._item < width):
-                value, index = T.bind(self._values[self._item + width]), T.bind(self._indices[self._item + width])
-                mine = T.bind(self._values[self._item])
-                with when(T.Or(value > mine, T.And(value == mine, index < self._indices[self._item]))):
-                    self._keep(self._item, value, index)
-            barrier()
-            width //= 2
-        return T.bind(self._values[0]), T.bind(self._indices[0])
-
-    def _keep(self, item: Any, value: Any, index: Any) -> None:
-        T.buffer_store(self._values, value, [item])
-        T.buffer_store(self._indices, index, [item])
+        best.set(0, _LOWEST)
+        place.set(0, 0)
+        with T.serial(0, self._items) as other:
+            value, index = T.bind(self._values[other]), T.bind(self._indices[other])
+            with when(T.Or(value > best[0], T.And(value == best[0], index < place[0]))):
+                best.set(0, value)
+                place.set(0, index)
+        return T.bind(best[0]), T.bind(place[0])
