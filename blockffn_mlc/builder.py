@@ -55,8 +55,9 @@ class Plan:
             "weight_bytes": self.weight_bytes,
             "cache_bytes": self.graph.cache_bytes,
             "workspace_bytes": planned_bytes(self.graph),
-            "output_bytes": 4 * (build.config.vocab_size + build.prefill_chunk * build.config.num_hidden_layers
-                                 * build.config.num_experts),
+            "output_bytes": 4 * (build.config.vocab_size + build.prefill_chunk * (
+                build.config.num_hidden_layers * build.config.num_experts
+                + (build.config.hidden_size if build.draft else 0))),
         }
         return {
             "target": self.target.name, "host": self.target.host, "quantization": build.quantization.name,

@@ -11,11 +11,11 @@ import torch
 from checkpoints import MLA, write_random_checkpoint, write_random_draft
 from compiled import nmse, same_bits
 
-import build as compiler
-from blockffn_mlc.builder import make_plan
+from blockffn_mlc.builder import build_artifact, make_plan
 from blockffn_mlc.eagle_reference import EagleReference
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.layers import READ
+from blockffn_mlc.progress import Progress
 from blockffn_mlc.reference import Reference
 from blockffn_mlc.sources import open_model, with_draft
 from runtime_py import Engine
@@ -23,7 +23,7 @@ from runtime_py.drafters.eagle import EagleDrafter
 from runtime_py.tree import Tree, TreeShape
 from schedules import q4
 from schedules.layout import Q4_FORMATS, unpack_rows
-from targets import find_target
+from targets.cpu import cpu_target
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 TARGET, DRAFT = GOLDEN / "gqa_block_linear", GOLDEN / "eagle_gqa"
@@ -31,16 +31,19 @@ WINDOW, CHUNK = 160, 24
 HALF = 1e-7  # what rounding cached values to float16 may cost: the oracle does not round them
 
 
-def build(target, draft, out, *options):
-    code = compiler.main(["--model", str(target), "--draft", str(draft), "-o", str(out), "--context-window",
-                          str(WINDOW), "--prefill-chunk", str(CHUNK), "-q", *options])
-    assert code == 0
+def build(model, draft, out, quantization):
+    """An artifact with float32 activations and few token tiles, which compile fast and change no result."""
+    target = cpu_target()
+    target = replace(target, tiles=replace(target.tiles, q4_token_tiles=(1, 4)))
+    source = with_draft(open_model(str(model)), draft)
+    plan = make_plan(source.config, target, quantization, WINDOW, CHUNK, source.folder, "f32", source.draft)
+    build_artifact(plan, source.weights, source.folder, source.identity, out, 1, Progress(quiet=True))
     return Engine.load(out)
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return build(TARGET, DRAFT, tmp_path_factory.mktemp("eagle") / "gqa", "--quantization", "q0f32")
+    return build(TARGET, DRAFT, tmp_path_factory.mktemp("eagle") / "gqa", "q0f32")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,16 @@ def mla(tmp_path_factory):
     write_random_checkpoint(folder / "model", MLA)
     write_random_draft(folder / "draft", MLA, layers=2, bias=False)
     return folder
+
+
+@pytest.fixture(scope="module")
+def mla_q4(mla):
+    return build(mla / "model", mla / "draft", mla / "q4", "q4f16_1")
+
+
+@pytest.fixture(scope="module")
+def mla_q0(mla):
+    return build(mla / "model", mla / "draft", mla / "q0", "q0f32")
 
 
 @pytest.fixture(scope="module")
@@ -126,11 +139,10 @@ def oracle(target, draft, weight_format):
     return reference
 
 
-@pytest.mark.parametrize(("options", "weight_format", "tolerance"), [
-    (["--quantization", "q0f32"], "float32", 1e-9),
-    (["--quantization", "q4f16_1", "--activations", "f32"], "q4f16_1", HALF)], ids=["q0f32", "q4f16_1"])
-def test_a_draft_of_an_mla_model_equals_the_oracle(mla, tmp_path, options, weight_format, tolerance):
-    engine = build(mla / "model", mla / "draft", tmp_path / "out", *options)
+@pytest.mark.parametrize(("name", "weight_format", "tolerance"), [
+    ("mla_q0", "float32", 1e-9), ("mla_q4", "q4f16_1", HALF)])
+def test_a_draft_of_an_mla_model_equals_the_oracle(request, mla, name, weight_format, tolerance):
+    engine = request.getfixturevalue(name)
     assert (engine.artifact.draft.layers, engine.artifact.draft.vocab_size) == (2, MLA.vocab_size)
     rng = np.random.default_rng(0)
     ids = rng.integers(0, MLA.vocab_size, 40, np.int32)
@@ -153,7 +165,7 @@ def test_rows_of_the_head_are_the_targets_bit_for_bit(mla, tmp_path, name, quant
         tokens = np.random.default_rng(1).permutation(MLA.vocab_size)[:45]
         write_random_draft(draft, MLA, frequent=tokens)
     source = with_draft(open_model(str(model)), draft)
-    plan = make_plan(source.config, find_target("cpu"), quantization, draft=source.draft)
+    plan = make_plan(source.config, cpu_target(), quantization, draft=source.draft)
     parameters = dict(plan.graph.parameters)
     head, whole = (parameters[key].attrs[READ](source.weights) for key in (
         "eagle.lm_head", "embed_tokens.weight" if name == "tied" else "lm_head.weight"))
@@ -170,7 +182,7 @@ def test_rows_of_the_head_are_the_targets_bit_for_bit(mla, tmp_path, name, quant
 
 
 def test_an_artifact_without_a_draft_stays_as_it_was(engine):
-    plan = make_plan(engine.artifact.config, find_target("cpu"), "q0f32")
+    plan = make_plan(engine.artifact.config, cpu_target(), "q0f32")
     assert plan.graph.functions() == ["_metadata", "commit", "forward", "forward_dense"]
     assert "draft" not in plan.chat["blockffn"] and not any(name.startswith("eagle") for name, _ in
                                                              plan.graph.parameters)
@@ -235,8 +247,9 @@ def random_session(engine, rng, length):
 
 @pytest.mark.parametrize("shape", [(1, 3, 10), (2, 3, 10), (8, 5, 4), (32, 3, 10), (64, 7, 10), (64, 2, 1), (20, 20, 2),
                                    (64, 0, 4), (64, 7, 30)], ids=str)
-def test_trees_equal_brute_force(engine, shape):
-    rng, shape = np.random.default_rng(3), TreeShape(*shape)
+@pytest.mark.parametrize("name", ["engine", "mla_q4"])
+def test_trees_equal_brute_force(request, name, shape):
+    engine, rng, shape = request.getfixturevalue(name), np.random.default_rng(3), TreeShape(*shape)
     tokens, states = random_session(engine, rng, 30)
     drafter = EagleDrafter(engine.artifact, engine.library)
     drafter.extend(tokens, states)
