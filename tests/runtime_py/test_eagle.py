@@ -246,7 +246,7 @@ def random_session(engine, rng, length):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 10), (2, 3, 10), (8, 5, 4), (32, 3, 10), (64, 7, 10), (64, 2, 1), (20, 20, 2),
-                                   (64, 0, 4), (64, 7, 30)], ids=str)
+                                   (30, 6, 3), (40, 8, 2), (64, 16, 4), (64, 0, 4), (64, 7, 30)], ids=str)
 @pytest.mark.parametrize("name", ["engine", "mla_q4"])
 def test_trees_equal_brute_force(request, name, shape):
     engine, rng, shape = request.getfixturevalue(name), np.random.default_rng(3), TreeShape(*shape)
@@ -294,6 +294,21 @@ def test_the_cache_stays_that_of_a_fresh_drafter(engine):
         drafter.extend(accepted, hidden)
         tokens, states = tokens + accepted, np.concatenate([states, hidden])
     assert drafts > 500
+
+
+def test_a_row_of_forgotten_tokens_is_not_taken_for_another(engine):
+    rng = np.random.default_rng(6)
+    tokens, states = random_session(engine, rng, 14)
+    drafter, other = (EagleDrafter(engine.artifact, engine.library) for _ in range(2))
+    shape = TreeShape(20, 4, 4)
+    drafter.extend(tokens[:12], states[:12])
+    drafter.draft(8, shape)
+    drafter.rollback(11)
+    drafter.extend([8, *tokens[12:]], states[11:])  # behind 11 tokens stands the root that was drafted behind 12
+    other.extend([*tokens[:11], 8, *tokens[12:]], states)
+    assert drafter.draft(9, shape) == other.draft(9, shape)
+    assert all(same_bits(np.from_dlpack(one)[:14], np.from_dlpack(two)[:14])
+               for one, two in zip(drafter._caches, other._caches))
 
 
 def test_trees_stay_inside_the_window(engine):
