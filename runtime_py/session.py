@@ -153,9 +153,10 @@ class Session:
         for parent, node in zip([-1, *path], path):
             if not 0 <= node < len(ids) or parents[node] != parent:
                 raise ValueError(f"{list(path)} is no path from the root of the tree")
+        rows = np.array(path, np.int32)
         if list(path) != list(range(len(path))):
-            self._library.commit(np.array(path, np.int32), self.length, self._caches)
-        self._hold([ids[node] for node in path], None if hidden is None else hidden[list(path)])
+            self._library.commit(rows, self.length, self._caches)
+        self._hold([ids[node] for node in path], None if hidden is None else hidden[rows])
         self._tree = None
 
     def rollback(self, length: int) -> None:

@@ -64,20 +64,21 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
         shape = replace(shape, depth=limit - 1)
     drafted = session.drafter.draft(root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
     tree = controller.cut(drafted)
-    before_pass = perf_counter()
+    stats.draft_seconds += perf_counter() - start
+    start = perf_counter()
     if len(tree) == 1:
         logits = session.step(root)[None]
-        after_pass = perf_counter()
+        stats.verify_seconds += perf_counter() - start
         path, tokens = accept(tree, logits, sample, session.tokens)
     else:
         output = session.tree(tree.tokens, tree.parents)
-        after_pass = perf_counter()
+        stats.verify_seconds += perf_counter() - start
         path, tokens = accept(tree, output.logits, sample, session.tokens, stop_ids)
+        start = perf_counter()
         session.commit(path)
+        stats.verify_seconds += perf_counter() - start
         stats.add_scores(output.layer_scores)
-    controller.observe(drafted, path[1:])
     stats.drafted += len(tree) - 1
     stats.accept_lengths.append(len(path))
-    stats.draft_seconds += before_pass - start
-    stats.verify_seconds += after_pass - before_pass
+    controller.observe(drafted, path[1:])
     return tokens

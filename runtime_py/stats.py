@@ -21,8 +21,8 @@ class Stats:
     """Times in seconds. The first token comes out of the prefill, so ``decode`` and the passes cover the others.
 
     ``drafted``: tokens proposed to the model, of which it accepted some. ``accept_lengths``: the new tokens of every
-    pass, plain ones included. ``draft`` and ``verify`` (the model's passes, plain ones included) are parts of
-    ``decode``.
+    pass, plain ones included. ``draft`` and ``verify`` (the model's passes, plain ones included, and keeping
+    what they accept) are parts of ``decode``.
     """
 
     prompt_tokens: int = 0
@@ -73,7 +73,7 @@ class Stats:
 
     @property
     def overhead_seconds(self) -> float:
-        """Decoding without drafts and passes: choosing tokens, keeping the accepted ones, text."""
+        """The rest of ``decode``: choosing tokens and turning them into text."""
         return self.decode_seconds - self.draft_seconds - self.verify_seconds
 
     @property
