@@ -66,3 +66,12 @@ def test_settings_can_be_taken_back(run):
 def test_chat_starts_from_the_artifacts_defaults_and_ends_with_the_input(run):
     code, out, _ = run("chat", "--top-p", "0.5", "--seed", 1, stdin="/set\n")
     assert code == 0 and "temperature 0.8, top_p 0.5" in out and "seed 1" in out
+
+
+def test_chat_reports_drafts(run):
+    lines = "the ing\n/stats\n"
+    options = ("--temperature", 0, "--max-tokens", 12, "--repetition-penalty", 0.1)
+    plain = run("chat", *options, "--draft", "none", stdin=lines)[1]
+    drafted = run("chat", *options, "--draft", "ngram", "--tree-size", 4, stdin=lines)[1]
+    assert plain.splitlines()[0] == drafted.splitlines()[0]
+    assert "new tokens per pass" in drafted and "new tokens per pass" not in plain

@@ -96,6 +96,30 @@ def test_the_seed_drawn_for_the_user_repeats_the_text(run):
     assert again["ids"] == found["ids"]
 
 
+def test_drafts_change_figures_but_not_the_text(run):
+    # A penalty below 1 makes the toy repeat itself.
+    line = ("generate", "--prompt", "the ing", "--max-tokens", 12, "--repetition-penalty", 0.1, "--json")
+    without, drafted = (json.loads(run(*line, *options)[1]) for options in (
+        ("--draft", "none"), ("--draft", "ngram", "--tree-size", 6)))
+    assert without["ids"] == drafted["ids"] and (without["draft"], drafted["draft"]) == ("none", "ngram")
+    assert without["passes"] == 11 and without["drafted_tokens"] == 0 and without["union_share"] is None
+    assert drafted["passes"] + drafted["accepted_tokens"] == 11 and drafted["drafted_tokens"] > 0
+    assert drafted["mean_accept_length"] == 11 / drafted["passes"] and 0 < drafted["union_share"] <= 1
+    err = run(*line[:-1], "--draft", "ngram", "--tree-size", 6)[2]
+    assert f"drafted {drafted['drafted_tokens']} tokens, accepted {drafted['accepted_tokens']}" in err
+    assert all(word in err for word in ("new tokens per pass", "of the experts", "draft ", "verify ", "overhead "))
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (["--draft", "eagle"], "has no draft model, which draft 'eagle' needs; use 'ngram'"),
+    (["--draft", "none", "--tree-size", 4], "4 nodes need a drafter"),
+    (["--tree-size", 17], "tree size: expected 1 to 16 nodes, which this artifact allows, found 17")])
+def test_drafts_that_an_artifact_cannot_have_are_refused(run, options, message):
+    for command in (["generate", "--prompt", "the"], ["chat"]):
+        code, out, err = run(*command, *options)
+        assert code == 1 and out == "" and message in err and len(err.splitlines()) == 1
+
+
 def test_generate_takes_ids_as_they_are_without_a_tokenizer(run, artifact_folder, ids_file):
     (artifact_folder / "tokenizer.json").unlink()
     code, out, _ = run("generate", "--ids", ids_file, "--max-tokens", 3)
