@@ -36,7 +36,7 @@ def drafters(text, vocab, seed):
             "wrong": RandomDrafter(text, vocab, 0.0, seed)}
 
 
-@pytest.mark.parametrize(("sampling", "prompts"), [(GREEDY, 60), (PENALTY, 45), (SAMPLED, 20)],
+@pytest.mark.parametrize(("sampling", "prompts"), [(GREEDY, 60), (PENALTY, 30), (SAMPLED, 12)],
                          ids=["greedy", "penalty", "sampled"])
 def test_drafts_never_change_the_text(engine, sampling, prompts):
     """Each prompt with every drafter; the sizes take turns, so that all pairs of the two occur."""
@@ -55,7 +55,9 @@ def test_drafts_never_change_the_text(engine, sampling, prompts):
             accepted[name] += generation.stats.accepted
     assert varied > prompts / 2 or sampling == GREEDY
     assert accepted["wrong"] == 0 and accepted["random"] > prompts
-    assert min(accepted["eagle"], accepted["ngram"]) > 0 or sampling != GREEDY
+    if sampling == GREEDY:
+        assert accepted["ngram"] > prompts
+        assert accepted["eagle"] > prompts or engine.artifact.config.attention_type != "mla"  # the other is not trained
 
 
 def test_caches_stay_those_of_plain_decoding(engine):
