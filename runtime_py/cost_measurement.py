@@ -7,7 +7,7 @@ import json
 import os
 import random
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +34,7 @@ from .weights import INDEX
 if TYPE_CHECKING:
     from .engine import Engine
 
-_RECIPE = 1  # of the measurement; entries of another are stale
+_RECIPE = 2  # of the measurement; entries of another are stale
 _CACHED_TOKENS = 64  # attention is a small part of a pass, so its depth matters little
 _ROUNDS = 3, 25  # at least, at most
 _SECONDS = 1.0  # no further round begins after it
@@ -97,8 +97,13 @@ def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> Cost
     session.rollback(0)
     seconds = {name: statistics.median(laps) for name, laps in times.items()}
     nodes = tuple(count for count in NODES if count in seconds)
-    drafts = accumulate((seconds["draft", depth] for depth in depths), max)  # one level more is never faster
-    return CostTable(nodes, tuple(seconds[count] for count in nodes), tuple(drafts))
+    return CostTable(nodes, _rising(seconds[count] for count in nodes),
+                     _rising(seconds["draft", depth] for depth in depths))
+
+
+def _rising(seconds: Iterable[float]) -> tuple[float, ...]:
+    """More work is never faster, and a disturbance only ever adds: where a time exceeds a later one, that counts."""
+    return tuple(accumulate(reversed(list(seconds)), min))[::-1]
 
 
 def _nodes(session: Session, artifact: Artifact) -> list[int]:

@@ -106,6 +106,12 @@ def test_measured(monkeypatch, engine):
     assert drafter.draft(5, TreeShape(4, 3, 1)) == Tree([5], [-1])  # it knows nothing of the measurement
 
 
+def test_a_lasting_disturbance_of_few_nodes_does_not_show(monkeypatch, engine):
+    Clock(monkeypatch, engine.library, lambda turn, nodes: 5.0 if nodes == 2 else 0.1 * nodes)
+    table = measure_costs(engine, NgramDrafter())
+    assert table.nodes[:3] == (1, 2, 4) and np.allclose(table.seconds[:3], [0.1, 0.4, 0.4])
+
+
 def test_a_draft_model_is_timed_by_levels(monkeypatch, engine):
     drafter = ModelDrafter()
     drafter.clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 1.0)
