@@ -106,6 +106,10 @@ class Artifact:
         """All weights by name, read or mapped at the first use (see ``weights.load_weights``)."""
         return load_weights(self.path, self.mmap)
 
+    def release_weights(self) -> None:
+        """Let go of ``weights``: they are read or mapped again when somebody asks for them."""
+        vars(self).pop("weights", None)
+
     @cached_property
     def token_stream(self) -> np.ndarray | None:
         """The text that a synthetic model was made for, int32 [n]; None for other models. Raises UserError."""

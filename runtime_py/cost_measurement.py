@@ -48,7 +48,7 @@ def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None]
     """The table from the cache folder, or else measured and kept there. Forgets what ``drafter`` knows.
 
     A cache that is damaged, stale or not writable costs a measurement, nothing else."""
-    key = cache_key(engine.artifact, engine.threads, drafter.name, dense)
+    key = cache_key(engine, drafter.name, dense)
     try:
         path = cache_folder() / "costs" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]}.json"
     except RuntimeError:  # a user without a home
@@ -61,14 +61,16 @@ def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None]
     return table
 
 
-def cache_key(artifact: Artifact, threads: int, drafter: str, dense: bool = False) -> dict[str, Any]:
-    """What a table holds for: another library, other weights, another machine, number of threads, TVM or drafter, and
-    passes that compute every expert (``dense``), need another one."""
+def cache_key(engine: Engine, drafter: str, dense: bool = False) -> dict[str, Any]:
+    """What a table holds for: another library, other weights, another machine, device, number of threads, TVM or
+    drafter, and passes that compute every expert (``dense``), need another one."""
+    artifact, device = engine.artifact, engine.device
     digest = hashlib.sha256()
     for path in (artifact.library, artifact.path / INDEX, artifact.path / CHAT_CONFIG):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return {"recipe": _RECIPE, "artifact": digest.hexdigest(), "processor": processor(), "threads": threads,
-            "tvm": installed_version(), "drafter": drafter, "dense": dense}
+    return {"recipe": _RECIPE, "artifact": digest.hexdigest(), "processor": processor(),
+            "device": f"{device.name} {device.product}", "threads": engine.threads, "tvm": installed_version(),
+            "drafter": drafter, "dense": dense}
 
 
 def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> CostTable:
@@ -116,7 +118,7 @@ def _nodes(session: Session, artifact: Artifact) -> list[int]:
         session.extend(stream[:count].tolist())
         return stream[count:count + limit].tolist()
     logits = session.extend(random.Random(0).choices(range(artifact.config.vocab_size), k=count))
-    return np.argsort(-logits, kind="stable")[:limit].tolist()
+    return np.argsort(-np.asarray(logits), kind="stable")[:limit].tolist()
 
 
 def _pass(session: Session, tree: list[int]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from .artifact import Artifact
 from .controller import Controller
 from .cost_measurement import cost_table
 from .cost_table import CostTable
+from .devices import Device, find_device, kind_of_target
 from .drafters import Drafter, make_drafter
 from .generation import Generation
 from .library import Library
@@ -46,27 +47,36 @@ class Score:
 class Engine:
     """A loaded artifact. Weights are shared; every Session has its own cache."""
 
-    def __init__(self, artifact: Artifact, library: Library, threads: int, load_seconds: float = 0.0) -> None:
+    def __init__(self, artifact: Artifact, library: Library, device: Device, threads: int,
+                 load_seconds: float = 0.0) -> None:
         self.artifact = artifact
         self.library = library
+        self.device = device
         self.threads = threads
         self.load_seconds = load_seconds
         self.progress: Callable[[str], None] = lambda line: None  # told of what takes a moment
         self._costs: dict[tuple[str, bool], CostTable] = {}  # by drafter, and whether passes are dense
 
     @classmethod
-    def load(cls, path: str | Path, threads: int | None = None, *, mmap: bool = False, pin: bool = False) -> Engine:
+    def load(cls, path: str | Path, threads: int | None = None, *, mmap: bool = False, pin: bool = False,
+             device: str | None = None) -> Engine:
         """Open and check an artifact folder. ``threads`` None: one per physical core; the first engine of a
-        process fixes the number. ``mmap``: use the weights' files in place instead of reading them.
+        process fixes the number. ``device``: "cpu", "opencl" or "opencl:N"; None: what the artifact was built for.
+        ``mmap``: use the weights' files in place instead of reading them; other devices get a copy either way.
         ``pin``: bind this thread, which must be the one that generates, and the kernels' others to a core each.
-        Raises UserError for whatever is wrong with the folder."""
+        Raises UserError for whatever is wrong with the folder or the device."""
         clock = Stopwatch()
         artifact = Artifact.open(path, mmap)
         threads = set_threads(threads)
-        library = Library(artifact)
+        on = find_device(device or kind_of_target(artifact.target) or "cpu")
+        if on.copies:  # they are read once, and are no copy of their own
+            artifact = replace(artifact, mmap=True)
+        library = Library(artifact, on)
+        if on.copies:
+            artifact.release_weights()
         if pin:
             pin_threads(threads)
-        return cls(artifact, library, threads, clock.seconds)
+        return cls(artifact, library, on, threads, clock.seconds)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -135,7 +145,8 @@ class Engine:
     def score_chunks(self, text: str | Sequence[int], chunk: int | None = None) -> Iterator[Output]:
         """``score`` in pieces: the outputs of consecutive chunks, at most 64 MiB of logits each by default."""
         chunk = chunk or max(1, _SCORE_BYTES // (4 * self.artifact.config.vocab_size))
-        return self.session().stream(self._ids(text), chunk, all_logits=True)
+        outputs = self.session().stream(self._ids(text), chunk, all_logits=True)
+        return (replace(output, logits=np.asarray(output.logits)) for output in outputs)
 
     def _ids(self, text: str | Sequence[int]) -> Sequence[int]:
         return self.encode(text) if isinstance(text, str) else text

@@ -11,12 +11,12 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
+from .devices import Device, Inputs, Logits, Row, kind_of_target
 from .host import check_host
 from .jsonfile import required
 from .tvm_runtime import aligned_zeros, installed_version, load_runtime
-from .weights import ALIGNMENT, check_weights
+from .weights import check_weights
 
-_CPU = 1
 _NAIVE_ALLOCATOR = 1  # the pooled one keeps a buffer for every size it ever saw
 _FUNCTIONS = ("_metadata", "commit", "forward", "forward_dense")
 
@@ -28,26 +28,27 @@ class Drafted(NamedTuple):
 
     tokens: np.ndarray
     log_probs: np.ndarray
-    logits: np.ndarray
+    logits: np.ndarray | Logits
     hidden: np.ndarray
 
 
 class Library:
-    """Loads an artifact's library and weights. See docs/artifact.md for the functions' arguments. One pass at a time:
-    neither the virtual machine nor the kept inputs can be shared by threads."""
+    """Loads an artifact's library and weights on a device. See docs/artifact.md for the functions' arguments. One pass
+    at a time: neither the virtual machine nor the kept inputs can be shared by threads."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        """Raises UserError when the library was made for another machine or TVM, is damaged, or does not
-        match the weights."""
-        _check_compatible(artifact)
-        self._ffi = load_runtime()
+    def __init__(self, artifact: Artifact, device: Device) -> None:
+        """Raises UserError when the library was made for another machine, device or TVM, is damaged, or does not
+        match the weights; and when these do not fit into the device's memory."""
+        _check_compatible(artifact, device)
+        self._ffi, self._device = load_runtime(), device
         try:
             module = self._ffi.load_module(str(artifact.library))
             self._kernels = module.imports
             self._vm = module["vm_load_executable"]()
-            self._vm["vm_initialization"](_CPU, 0, _NAIVE_ALLOCATOR)
+            self._vm["vm_initialization"](*(number for codes in device.codes for number in (*codes, _NAIVE_ALLOCATOR)))
             metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
             self._draft = self._vm["draft"] if artifact.draft else None
+            self._argmax = self._vm["argmax"] if device.copies else None
         except (RuntimeError, AttributeError) as error:
             raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
                             "rebuild the artifact with build.py") from None
@@ -56,13 +57,11 @@ class Library:
         _check_limits(artifact, self.metadata)
         params = required(self.metadata, "params", list, artifact.library)
         weights = check_weights(artifact.weights, params, artifact.path)
-        self._params = self._ffi.convert([self._wrap(weight) for weight in weights])
+        self._params = self._ffi.convert([device.tensor(weight) for weight in weights])
         # The inputs of ``step``, kept and written in place: making five tensors per token is slow.
-        memory = aligned_zeros((5, ALIGNMENT // 4), np.int32)
-        self._step_numbers = [memoryview(row) for row in memory[:3]]
-        self._step_tensors = [self._wrap(row[:1]) for row in memory[:3]]
-        self._step_tensors += [self._wrap(memory[3, :2].reshape(1, 2)), self._wrap(memory[4, :1])]
-        self._kept: dict[tuple[tuple[int, ...], ...], tuple[list[np.ndarray], list[Any]]] = {}  # see _copies
+        self._step = device.inputs(((1,), (1,), (1,), (1, 2), (1,)))
+        self._step_numbers = [memoryview(array) for array in self._step.arrays[:3]]
+        self._kept: dict[tuple[tuple[int, ...], ...], Inputs] = {}  # see _copies
         if artifact.draft:
             self._draft_states = aligned_zeros((artifact.prefill_chunk_size, artifact.config.hidden_size), np.float32)
         self._item = self._ffi.get_global_func("ffi.ArrayGetItem")
@@ -84,32 +83,34 @@ class Library:
     def new_caches(self) -> Any:
         """Zeroed cache tensors, one per layer, opaque to the caller."""
         artifact = self._artifact
-        return self._ffi.convert([self._wrap(aligned_zeros(artifact.cache_shape, artifact.cache_dtype))
+        return self._ffi.convert([self._device.zeros(artifact.cache_shape, artifact.cache_dtype)
                                   for _ in range(artifact.config.num_hidden_layers)])
 
     def new_draft_caches(self) -> Any:
         """As ``new_caches``, of the draft model."""
         draft = self._artifact.draft
-        return self._ffi.convert([self._wrap(aligned_zeros(draft.cache_shape, draft.cache_dtype))
+        return self._ffi.convert([self._device.zeros(draft.cache_shape, draft.cache_dtype)
                                   for _ in range(draft.layers)])
 
     def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                 rows: np.ndarray, past: int, caches: Any, *,
-                dense: bool = False) -> tuple[np.ndarray, Sequence[np.ndarray], np.ndarray | None]:
+                dense: bool = False) -> tuple[np.ndarray | Logits, Sequence[np.ndarray], np.ndarray | None]:
         """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E], hidden float32 [n, H]
         (None without a draft model); writes caches. ``dense`` computes every expert, to compare with: the same numbers,
         more work."""
         tensors = self._copies(ids, positions, visible, ancestors, rows)
         result = self._call(self._forwards[dense], *tensors, self._ffi.Shape((past,)), caches, self._params)
-        return np.from_dlpack(self._item(result, 0)), _Arrays(self._item(result, 1)), self._hidden(result)
+        return self._logits(self._item(result, 0)), _Arrays(self._item(result, 1), self._device), self._hidden(result)
 
-    def step(self, token: int, past: int, caches: Any, *, dense: bool = False) -> tuple[np.ndarray, np.ndarray | None]:
+    def step(self, token: int, past: int, caches: Any, *,
+             dense: bool = False) -> tuple[np.ndarray | Row, np.ndarray | None]:
         """``forward`` of one token behind ``past`` others -> logits float32 [V], hidden float32 [1, H] (None without a
         draft model); writes caches."""
         ids, positions, visible = self._step_numbers
         ids[0], positions[0], visible[0] = token, past, past + 1
-        result = self._call(self._forwards[dense], *self._step_tensors, self._ffi.Shape((past,)), caches, self._params)
-        return np.from_dlpack(self._item(result, 0))[0], self._hidden(result)
+        self._step.send()
+        result = self._call(self._forwards[dense], *self._step.tensors, self._ffi.Shape((past,)), caches, self._params)
+        return self._logits(self._item(result, 0))[0], self._hidden(result)
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
@@ -123,12 +124,16 @@ class Library:
         states = self._draft_states[:len(hidden)]
         states[...] = hidden
         ids, *others = self._copies(ids, positions, visible, ancestors, rows)
-        result = self._call(self._draft, ids, self._wrap(states), *others, self._ffi.Shape((past,)),
+        result = self._call(self._draft, ids, self._device.tensor(states), *others, self._ffi.Shape((past,)),
                             self._ffi.Shape((offset,)), caches, self._params)
-        return Drafted(*(np.from_dlpack(tensor) for tensor in result))
+        tokens, log_probs, logits, hidden = result
+        return Drafted(*map(self._device.host, (tokens, log_probs)), self._logits(logits), self._device.host(hidden))
+
+    def _logits(self, tensor: Any) -> np.ndarray | Logits:
+        return self._device.logits(tensor, self._argmax)
 
     def _hidden(self, result: Any) -> np.ndarray | None:
-        return np.from_dlpack(self._item(result, 2)) if self._draft else None
+        return self._device.host(self._item(result, 2)) if self._draft else None
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
@@ -139,46 +144,40 @@ class Library:
             raise UserError(f"{self._artifact.library}: refused its arguments ({_first_line(error)}); library and "
                             f"{CHAT_CONFIG} come from different builds: rebuild the artifact") from error
 
-    def _wrap(self, array: np.ndarray) -> Any:
-        return self._ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
-
     def _copies(self, *arrays: np.ndarray) -> list[Any]:
         """Tensors of int32 arrays, copied to memory that is aligned as compiled kernels expect. For a tree's worth of
         numbers it is kept and written again by the next call with such shapes: making tensors is slow."""
         shapes = tuple(array.shape for array in arrays)
-        views, tensors = self._kept.get(shapes) or self._new_inputs(shapes)
-        for view, array in zip(views, arrays):
-            view[...] = array
-        return tensors
-
-    def _new_inputs(self, shapes: tuple[tuple[int, ...], ...]) -> tuple[list[np.ndarray], list[Any]]:
-        views = [aligned_zeros(shape, np.int32) for shape in shapes]
-        inputs = views, [self._wrap(view) for view in views]
+        inputs = self._kept.get(shapes) or self._device.inputs(shapes)
         if all(shape[0] <= MASK_BITS for shape in shapes):
             self._kept[shapes] = inputs
-        return inputs
+        for kept, array in zip(inputs.arrays, arrays):
+            kept[...] = array
+        inputs.send()
+        return inputs.tensors
 
 
 class _Arrays(Sequence):
     """Tensors as numpy arrays, converted when they are looked at: decoding does not look at router scores."""
 
-    def __init__(self, tensors: Any) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: Any, device: Device) -> None:
+        self._tensors, self._device = tensors, device
 
     def __len__(self) -> int:
         return len(self._tensors)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return np.from_dlpack(self._tensors[index])
+        return self._device.host(self._tensors[index])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return map(np.from_dlpack, self._tensors)
+        return map(self._device.host, self._tensors)
 
 
-def _check_compatible(artifact: Artifact) -> None:
-    rebuild = "rebuild it here with: python build.py --target cpu --model MODEL"
-    if artifact.target != "cpu":
-        raise UserError(f"{artifact.path}: built for target {artifact.target!r}, this runtime runs 'cpu'; {rebuild}")
+def _check_compatible(artifact: Artifact, device: Device) -> None:
+    rebuild = f"rebuild it here with: python build.py --target {device.kind} --model MODEL"
+    if kind_of_target(artifact.target) != device.kind:
+        raise UserError(f"{artifact.path}: built for target {artifact.target!r}, which device {device.name!r} cannot "
+                        f"run; {rebuild}")
     check_host(artifact.host, artifact.path)
     installed = installed_version()
     if installed.split(".")[:2] != artifact.tvm_version.split(".")[:2]:

@@ -10,6 +10,8 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
+from .devices.logits import Row
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -79,8 +81,12 @@ class Sampler:
         self.sampling = sampling
         self._rng = np.random.default_rng(sampling.seed)
 
-    def __call__(self, logits: np.ndarray, history: Iterable[int] = ()) -> int:
+    def __call__(self, logits: np.ndarray | Row, history: Iterable[int] = ()) -> int:
         """The next token for logits float32 [V]: one uniform number, looked up in the cumulative distribution."""
+        if isinstance(logits, Row):
+            if self.sampling.greedy and self.sampling.repetition_penalty == 1 and logits.most_likely >= 0:
+                return logits.most_likely
+            logits = np.asarray(logits)
         if self.sampling.greedy:
             return _most_likely(_penalised(logits, self.sampling.repetition_penalty, history), self.sampling)
         cumulative = np.cumsum(distribution(logits, self.sampling, history))

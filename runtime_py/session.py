@@ -11,6 +11,7 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .artifact import Artifact
+from .devices import Logits, Row
 from .drafters import Drafter
 from .library import Library
 
@@ -19,9 +20,9 @@ from .library import Library
 class Output:
     """One forward pass over n tokens: ``logits`` float32 [m, V] of the m rows asked for, the router scores of all n
     tokens, one float32 [n, E] per layer, and, where the artifact has a draft model, ``hidden`` float32 [n, H]: the
-    state after the final norm."""
+    state after the final norm. On a device other than the processor logits stay there; to numpy they are an array."""
 
-    logits: np.ndarray
+    logits: np.ndarray | Logits
     layer_scores: Sequence[np.ndarray]
     hidden: np.ndarray | None = None
 
@@ -79,7 +80,7 @@ class Session:
                 raise UserError(f"token {token} at position {position} is not in the vocabulary (0 to {vocab - 1})")
         return ids
 
-    def extend(self, ids: Sequence[int]) -> np.ndarray:
+    def extend(self, ids: Sequence[int]) -> np.ndarray | Row:
         """Append ``ids`` (at least one), in chunks. Returns the last token's logits, float32 [V].
 
         Raises UserError before any work when they do not fit or are not tokens of the model.
@@ -88,7 +89,7 @@ class Session:
             logits = output.logits[-1]
         return logits
 
-    def step(self, token: int) -> np.ndarray:
+    def step(self, token: int) -> np.ndarray | Row:
         """``extend`` by one token that the model chose, with as little work around the pass as possible: raises
         UserError when there is no room for it, but does not check that it is one of the model's."""
         self.check_room(1)

@@ -67,7 +67,7 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
     stats.draft_seconds += perf_counter() - start
     start = perf_counter()
     if len(tree) == 1:
-        logits = session.step(root)[None]
+        logits = [session.step(root)]
         stats.verify_seconds += perf_counter() - start
         path, tokens = accept(tree, logits, sample, session.tokens)
     else:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
+from .devices import Row
 from .tree import Tree
 
-Sample = Callable[[np.ndarray, Iterable[int]], int]
+Sample = Callable[[np.ndarray | Row, Iterable[int]], int]
 
 
-def accept(tree: Tree, logits: np.ndarray, sample: Sample, history: Sequence[int] = (),
+def accept(tree: Tree, logits: Sequence[np.ndarray | Row], sample: Sample, history: Sequence[int] = (),
            stop_ids: Collection[int] = ()) -> tuple[list[int], list[int]]:
     """The accepted path (nodes from the root on) and the new tokens, one drawn at each of its nodes.
 

@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json({"artifact": engine.artifact.name, "text": generation.text, "ids": generation.ids,
                     "finish_reason": generation.finish_reason, "draft": generation.draft, **generation.stats.to_dict(),
-                    "load_s": engine.load_seconds, "threads": engine.threads, "sampling": asdict(sampling)})
+                    "load_s": engine.load_seconds, "device": engine.device.name, "threads": engine.threads,
+                    "sampling": asdict(sampling)})
     else:
         print()
         note(f"\n{generation.stats}" + ("" if sampling.greedy else f", seed {sampling.seed}"))

@@ -93,7 +93,8 @@ def _settings(engine: Engine, args: argparse.Namespace, modes: list[str]) -> dic
     build = [artifact.library.read_bytes(), (artifact.path / CHAT_CONFIG).read_bytes()]
     build += [weight.reshape(-1)[:_SAMPLE].tobytes() for weight in artifact.weights.values()]
     return {"artifact": artifact.name, "build_digest": _digest(build), "machine": processor(),
-            "threads": engine.threads, "questions_digest": _digest([Path(args.questions).read_bytes()]),
+            "device": f"{engine.device.name} {engine.device.product}", "threads": engine.threads,
+            "questions_digest": _digest([Path(args.questions).read_bytes()]),
             "modes": modes, "max_tokens": args.max_tokens, "tree_size": args.tree_size}
 
 

@@ -1,8 +1,7 @@
 """Where kernels run: the processor, or a device with memory of its own behind TVM's device interface."""
 
-from __future__ import annotations
-
-from .device import Device, find_device, load
+from .device import Device, Inputs, find_device, kind_of_target, load
 from .listing import list_devices
+from .logits import Logits, Row
 
-__all__ = ["Device", "find_device", "list_devices", "load"]
+__all__ = ["Device", "Inputs", "Logits", "Row", "find_device", "kind_of_target", "list_devices", "load"]

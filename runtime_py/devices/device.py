@@ -12,11 +12,14 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
+from ..bench.machine import processor
 from ..tvm_runtime import aligned_zeros, load_runtime
 from ..weights import ALIGNMENT
+from .logits import Logits
 from .native import load_opencl
 
 KINDS = ("cpu", "opencl")
+_KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl"}  # by the family's name
 _EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
 
 
@@ -39,6 +42,11 @@ def find_device(name: str) -> Device:
     return device
 
 
+def kind_of_target(target: str) -> str | None:
+    """The kind of device that artifacts for ``target`` run on; None for a target that is not known here."""
+    return _KIND_OF_TARGET.get(target.partition(":")[0])
+
+
 class Inputs:
     """Arrays to write, zero at first, and the tensors that kernels read; ``send`` makes these hold what the arrays
     hold."""
@@ -51,7 +59,10 @@ class Inputs:
 
 
 class Device(ABC):
-    """``kind`` is one of KINDS, ``index`` counts devices of that kind."""
+    """``kind`` is one of KINDS, ``index`` counts devices of that kind. ``copies``: tensors are copies of arrays, in
+    memory of the device's own."""
+
+    copies: bool
 
     def __init__(self, kind: str, index: int = 0) -> None:
         self.kind, self.index = kind, index
@@ -63,9 +74,10 @@ class Device(ABC):
         return f"{self.kind}:{self.index}"
 
     @property
-    def type_code(self) -> int:
-        """DLPack's number of the kind."""
-        return int(self._device.dlpack_device_type())
+    def codes(self) -> list[tuple[int, int]]:
+        """DLPack's numbers of this device and, where that is another, of the one that the host's code runs on: what
+        TVM's virtual machine is initialised with."""
+        return [(int(self._device.dlpack_device_type()), self.index)]
 
     @property
     def exists(self) -> bool:
@@ -77,7 +89,7 @@ class Device(ABC):
         return str(self._attribute(_NAME))
 
     def _attribute(self, kind: int) -> Any:
-        return self._tvm.get_global_func("runtime.GetDeviceAttr")(self.type_code, self.index, kind)
+        return self._tvm.get_global_func("runtime.GetDeviceAttr")(*self.codes[0], kind)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A tensor of zeros."""
@@ -92,12 +104,19 @@ class Device(ABC):
         """What a tensor holds, once everything that was launched before is done; on the CPU the very memory."""
 
     @abstractmethod
+    def logits(self, tensor: Any, argmax: Any) -> np.ndarray | Logits:
+        """Logits float32 [m, V] to choose tokens from: an array on the CPU; elsewhere they stay where they are.
+        ``argmax``: see ``Logits``."""
+
+    @abstractmethod
     def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
         """Arrays of ``shapes`` that can be written and sent again and again."""
 
 
 class Cpu(Device):
     """The processor: tensors and arrays share memory."""
+
+    copies = False
 
     def __init__(self) -> None:
         super().__init__("cpu")
@@ -106,10 +125,17 @@ class Cpu(Device):
     def name(self) -> str:
         return "cpu"
 
+    @property
+    def product(self) -> str:
+        return processor()
+
     def tensor(self, array: np.ndarray) -> Any:
         return self._tvm.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
 
     def host(self, tensor: Any) -> np.ndarray:
+        return np.from_dlpack(tensor)
+
+    def logits(self, tensor: Any, argmax: Any) -> np.ndarray:
         return np.from_dlpack(tensor)
 
     def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
@@ -118,13 +144,21 @@ class Cpu(Device):
 
 
 class Accelerator(Device):
-    """A device with memory of its own. Work is done in order; only ``host`` waits for it."""
+    """A device with memory of its own. Work is done in order; only ``host`` waits for it. Raises UserError for what the
+    driver refuses."""
+
+    copies = True
 
     def __init__(self, kind: str, index: int = 0) -> None:
         super().__init__(kind, index)
         self._allocate, self._copy_in, self._copy_out = (
             self._tvm.get_global_func(f"runtime.TVMTensor{name}")
             for name in ("AllocWithScope", "CopyFromBytes", "CopyToBytes"))
+        self._view = self._tvm.get_global_func("runtime.TVMTensorCreateView")
+
+    @property
+    def codes(self) -> list[tuple[int, int]]:
+        return [*super().codes, *Cpu().codes]
 
     def tensor(self, array: np.ndarray) -> Any:
         tensor = self._empty(array.shape, array.dtype.name)
@@ -133,22 +167,33 @@ class Accelerator(Device):
 
     def host(self, tensor: Any) -> np.ndarray:
         array = np.empty(tensor.shape, str(tensor.dtype))
-        self._copy_out(tensor, array.ctypes.data_as(c_void_p), array.nbytes)
+        self._try(self._copy_out, tensor, array.ctypes.data_as(c_void_p), array.nbytes)
         return array
+
+    def logits(self, tensor: Any, argmax: Any) -> Logits:
+        return Logits(self, tensor, argmax)
+
+    def row(self, tensor: Any, index: int) -> np.ndarray:
+        """Row ``index`` of a tensor [m, n], alone."""
+        width, dtype = tensor.shape[1], tensor.dtype
+        return self.host(self._view(tensor, self._tvm.Shape((width,)), dtype, index * width * dtype.itemsize))
 
     def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
         return _Sent([np.zeros(shape, dtype) for shape in shapes],
                      [self._empty(shape, dtype) for shape in shapes], self._send)
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        try:
-            return self._allocate(self._tvm.Shape(shape), self._tvm.dtype(dtype), self._device, None)
-        except RuntimeError as error:
-            raise UserError(f"device {self.name}: {str(error).splitlines()[0]}") from None
+        return self._try(self._allocate, self._tvm.Shape(shape), self._tvm.dtype(dtype), self._device, None)
 
     def _send(self, array: np.ndarray, tensor: Any) -> None:
         array = np.ascontiguousarray(array)
-        self._copy_in(tensor, array.ctypes.data_as(c_void_p), array.nbytes)
+        self._try(self._copy_in, tensor, array.ctypes.data_as(c_void_p), array.nbytes)
+
+    def _try(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except RuntimeError as error:
+            raise UserError(f"device {self.name}: {error}") from None
 
 
 class _Sent(Inputs):

@@ -8,7 +8,7 @@ from typing import Any
 from blockffn_mlc.errors import UserError
 
 from ..tvm_runtime import load_runtime, physical_cores
-from .device import Accelerator, load
+from .device import Accelerator, Cpu, load
 
 _NO_DRIVER = ("no OpenCL driver has a device here; install the graphics card's, or for the processor PoCL "
               "(apt install pocl-opencl-icd)")
@@ -21,10 +21,8 @@ def list_devices() -> list[dict[str, Any]]:
 
 
 def _cpu() -> dict[str, Any]:
-    from ..bench.machine import processor
-
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
-    return {"device": "cpu", "name": processor(), "type": "CPU", "compute_units": physical_cores(),
+    return {"device": "cpu", "name": Cpu().product, "type": "CPU", "compute_units": physical_cores(),
             "memory_bytes": memory}
 
 

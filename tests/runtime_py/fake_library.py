@@ -8,7 +8,7 @@ import numpy as np
 
 
 class FakeLibrary:
-    def __init__(self, artifact):
+    def __init__(self, artifact, device=None):
         self.artifact = artifact
         config = artifact.config
         rng = np.random.default_rng(7)

@@ -203,9 +203,9 @@ def test_options_without_effect_are_noted(run):
 def test_pinning_and_mapping_are_options(run, monkeypatch):
     pinned, mapped = [], []
 
-    def library(artifact):
+    def library(artifact, device):
         mapped.append(artifact.mmap)
-        return FakeLibrary(artifact)
+        return FakeLibrary(artifact, device)
     monkeypatch.setattr("runtime_py.engine.pin_threads", pinned.append)
     monkeypatch.setattr("runtime_py.engine.Library", library)
     options = ("generate", "--prompt", "the", "--max-tokens", 1)
