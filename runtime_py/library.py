@@ -42,7 +42,7 @@ class Library:
         _check_compatible(artifact, device)
         self._ffi, self._device = load_runtime(), device
         try:
-            module = self._ffi.load_module(str(artifact.library))
+            module = self._ffi.load_module(str(artifact.library), keep_module_alive=False)
             self._kernels = module.imports
             self._vm = module["vm_load_executable"]()
             self._vm["vm_initialization"](*(number for codes in device.codes for number in (*codes, _NAIVE_ALLOCATOR)))

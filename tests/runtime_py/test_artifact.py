@@ -9,6 +9,7 @@ from toy import CHUNK, HOST, WINDOW, write_artifact
 from blockffn_mlc.errors import UserError
 from runtime_py import weights as weights_module
 from runtime_py.artifact import Artifact
+from runtime_py.devices import find_device
 from runtime_py.host import check_host
 from runtime_py.library import Library
 from runtime_py.tvm_runtime import installed_version
@@ -241,12 +242,12 @@ def test_weights_must_be_those_of_the_library(artifact_folder):
 ])
 def test_libraries_for_something_else_are_refused(artifact_folder, keys, value, words):
     edit_config(artifact_folder, keys, value)
-    message = refusal(Library, Artifact.open(artifact_folder))
+    message = refusal(Library, Artifact.open(artifact_folder), find_device("cpu"))
     assert all(word in message for word in words)
 
 
 def test_a_damaged_library_is_refused(artifact_folder):
-    message = refusal(Library, Artifact.open(artifact_folder))
+    message = refusal(Library, Artifact.open(artifact_folder), find_device("cpu"))
     assert "toy.so: not a usable model library" in message and "rebuild" in message
 
 

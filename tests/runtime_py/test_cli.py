@@ -84,7 +84,7 @@ def test_generate_json(run, artifact_folder, tmp_path):
     assert set(found) == {"artifact", "text", "ids", "finish_reason", "draft", "prompt_tokens", "generated_tokens",
                           "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "passes",
                           "drafted_tokens", "accepted_tokens", "mean_accept_length", "union_share", "draft_s",
-                          "verify_s", "overhead_s", "peak_memory_bytes", "load_s", "threads", "sampling"}
+                          "verify_s", "overhead_s", "peak_memory_bytes", "load_s", "device", "threads", "sampling"}
     assert len(found["ids"]) == found["generated_tokens"] == 5 and found["artifact"] == "toy"
     assert found["sampling"]["seed"] == 3 and found["sampling"]["temperature"] == 2
 

@@ -154,15 +154,15 @@ def test_whatever_the_table_depends_on_asks_for_another(engine, cache, measured,
     cost_table(engine, other)
     engine.threads += 1
     cost_table(engine, NgramDrafter())
-    keys = [cache_key(engine.artifact, engine.threads, "ngram")]
+    keys = [cache_key(engine, "ngram")]
     for path in (engine.artifact.library, engine.artifact.path / "tensor-cache.json"):
         path.write_bytes(path.read_bytes() + b" ")
-        keys.append(cache_key(engine.artifact, engine.threads, "ngram"))
+        keys.append(cache_key(engine, "ngram"))
         cost_table(engine, NgramDrafter())
-    keys.append(cache_key(engine.artifact, engine.threads, "ngram", dense=True))
+    keys.append(cache_key(engine, "ngram", dense=True))
     for name in ("processor", "installed_version"):
         monkeypatch.setattr(cost_measurement, name, lambda: "another")
-        keys.append(cache_key(engine.artifact, engine.threads, "ngram"))
+        keys.append(cache_key(engine, "ngram"))
         cost_table(engine, NgramDrafter())
     assert len(measured) == 7 and len(list((cache / "costs").iterdir())) == 7
     assert len({json.dumps(key) for key in keys}) == len(keys)

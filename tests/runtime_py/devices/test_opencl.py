@@ -1,0 +1,172 @@
+"""The OpenCL runtime on the first device: launches, order, limits, errors by name, no leaks."""
+
+import gc
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kernels import ADD, FLOAT32, INT32, POINTER, address, compile_scale, counter, load_add, load_kernel, module_bytes
+
+from blockffn_mlc.errors import UserError
+from runtime_py.devices import list_devices
+from runtime_py.tvm_runtime import load_runtime
+
+
+def resident_kib():
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def test_a_compiled_library_runs_and_its_launches_are_counted(device, tmp_path):
+    main = load_runtime().load_module(str(compile_scale(tmp_path / "scale.so")))["main"]
+    values = np.random.default_rng(0).normal(size=1000).astype("f4")
+    x, y, before = device.tensor(values), device.zeros((1000,), "float32"), counter("launches")
+    main(x, 2.5, y)
+    np.testing.assert_array_equal(device.host(y), values * np.float32(2.5))
+    assert counter("launches") == before + 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint32", "int32", "uint8"])
+@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (1 << 20,)])  # the last one is not staged on its way
+def test_arrays_go_there_and_back(device, dtype, shape):
+    array = np.random.default_rng(1).integers(0, 100, shape).astype(dtype)
+    tensor = device.tensor(array)
+    assert tuple(tensor.shape) == shape and str(tensor.dtype) == dtype
+    np.testing.assert_array_equal(device.host(tensor), array)
+    assert not device.host(device.zeros(shape, dtype)).any()
+    np.testing.assert_array_equal(device.host(device.tensor(array[..., ::-1])), array[..., ::-1])
+
+
+def test_work_is_done_in_order_whatever_happens_to_the_arrays_meanwhile(device):
+    add, inputs = load_add(), device.inputs(((1000,),), "float32")
+    results = []
+    for turn in range(200):
+        inputs.arrays[0][:] = turn
+        inputs.send()
+        for value in (0.5, 0.25):
+            add(address(inputs.tensors[0]), value, 1000, 16, 64)
+        copy = device.zeros((1000,), "float32")
+        load_runtime().get_global_func("runtime.TVMTensorCopyFromTo")(inputs.tensors[0], copy)
+        results.append(copy)
+        inputs.arrays[0][:] = np.nan
+    for turn, result in enumerate(results):
+        np.testing.assert_array_equal(device.host(result), np.full(1000, turn + 0.75, "f4"))
+
+
+def test_buffers_may_be_freed_while_kernels_that_use_them_wait(device):
+    add, total = load_add(), device.zeros((1 << 16,), "float32")
+    for _ in range(50):
+        passing = device.zeros((1 << 16,), "float32")
+        add(address(passing), 1.0, 1 << 16, 1 << 10, 64)
+        add(address(total), 1.0, 1 << 16, 1 << 10, 64)
+        del passing
+    assert (device.host(total) == 50).all()
+
+
+def test_an_empty_launch_does_nothing(device):
+    before = counter("launches")
+    load_add()(address(device.zeros((1,), "float32")), 1.0, 0, 0, 64)
+    assert counter("launches") == before
+
+
+def test_nothing_leaks_over_launches(device):
+    add, inputs = load_add(), device.inputs(((64,),), "float32")
+
+    def launch(times):
+        for turn in range(times):
+            if turn % 10 == 0:
+                inputs.send()
+                device.zeros((1000,), "float32")
+            add(address(inputs.tensors[0]), 1.0, 64, 1, 64)
+        device.host(inputs.tensors[0])
+
+    launch(1000)
+    in_use, resident, launches = counter("memory_in_use", 0), resident_kib(), counter("launches")
+    launch(10_000)
+    assert counter("launches") == launches + 10_000 and counter("memory_in_use", 0) == in_use
+    assert resident_kib() - resident < 8 << 10
+
+
+def test_nothing_leaks_over_loads(device):
+    tensor = device.zeros((64,), "float32")
+
+    def load():
+        for _ in range(100):
+            load_add()(address(tensor), 1.0, 64, 1, 64)
+        device.host(tensor)
+        gc.collect()
+
+    load()
+    in_use, resident = counter("memory_in_use", 0), resident_kib()
+    load()
+    assert counter("memory_in_use", 0) == in_use
+    assert resident_kib() - resident < 8 << 10
+    assert (device.host(tensor) == 200).all()
+
+
+def test_the_memory_in_use_is_known(device):
+    before = counter("memory_in_use", 0)
+    tensor = device.zeros((1000,), "float32")
+    assert counter("memory_in_use", 0) == before + 4000
+    del tensor
+    assert counter("memory_in_use", 0) == before
+
+
+def test_a_buffer_beyond_the_limit_is_refused_with_size_and_limit(device):
+    limit = next(entry for entry in list_devices() if entry["device"] == "opencl:0")["max_allocation_bytes"]
+    allocate = load_runtime().get_global_func("runtime.TVMTensorAllocWithScope")
+    ffi = load_runtime()
+    with pytest.raises(RuntimeError, match=f"{limit + 4} bytes is larger than .* allows .{limit} bytes"):
+        allocate(ffi.Shape((limit // 4 + 1,)), ffi.dtype("float32"), ffi.device("opencl", 0), None)
+
+
+def test_what_the_device_refuses_is_a_sentence_for_users(device, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("OpenCL: clCreateBuffer of 8 bytes failed: CL_OUT_OF_RESOURCES (-5)")
+    monkeypatch.setattr(device, "_allocate", refuse)
+    with pytest.raises(UserError, match="^device opencl:0: OpenCL: clCreateBuffer of 8 bytes failed: CL_OUT_OF_RES"):
+        device.zeros((2,), "float32")
+
+
+def test_a_refused_launch_names_kernel_error_and_limits(device):
+    limit = next(entry for entry in list_devices() if entry["device"] == "opencl:0")["max_work_group_size"]
+    with pytest.raises(RuntimeError, match=r"launching kernel add failed: CL_INVALID_WORK_(GROUP|ITEM)_SIZE \(-5\d\); "
+                                           rf"1 x 1 x 1 work-groups of {2 * limit} x 1 x 1 work-items .* up to \d+ of"):
+        load_add()(address(device.zeros((1,), "float32")), 1.0, 1, 1, 2 * limit)
+
+
+def test_a_missing_buffer_names_argument_and_kernel(device):
+    kernel = load_kernel("add", ADD, (INT32, FLOAT32, INT32))  # 4 bytes where a pointer belongs
+    with pytest.raises(RuntimeError, match=r"setting argument 0 of kernel add failed: CL_INVALID_ARG_SIZE \(-51\)"):
+        kernel(0, 1.0, 1, 1, 1)
+
+
+def test_a_kernel_that_does_not_compile_shows_the_log(device):
+    kernel = load_kernel("add", ADD.replace("x[i] +=", "nowhere[i] +="), (POINTER, FLOAT32, INT32))
+    with pytest.raises(RuntimeError, match=r"(?s)compiling kernel add for .* failed: CL_BUILD_PROGRAM_FAILURE \(-11\)\n"
+                                           ".*nowhere"):
+        kernel(address(device.zeros((1,), "float32")), 1.0, 1, 1, 1)
+
+
+def test_a_kernel_under_another_name_is_refused(device):
+    kernel = load_kernel("subtract", ADD, (POINTER, FLOAT32, INT32))
+    with pytest.raises(RuntimeError, match=r"creating kernel subtract failed: CL_INVALID_KERNEL_NAME \(-46\)"):
+        kernel(address(device.zeros((1,), "float32")), 1.0, 1, 1, 1)
+
+
+def test_a_wrong_number_of_values_is_refused(device):
+    with pytest.raises(TypeError, match="kernel add takes 5 values, found 2"):
+        load_add()(address(device.zeros((1,), "float32")), 1.0)
+
+
+def test_damaged_modules_are_refused(device):
+    load = load_runtime().get_global_func("ffi.Module.load_from_bytes.opencl")
+    whole = module_bytes("add", ADD, (POINTER, FLOAT32, INT32))
+    assert load(whole).inspect_source("").endswith(ADD)
+    for size in range(len(whole)):
+        with pytest.raises(ValueError, match="end early"):
+            load(whole[:size])
+    with pytest.raises(ValueError, match="lacks the source of add"):
+        load(whole.replace(b"// Function: add", b"// Function: sub"))
+    with pytest.raises(ValueError, match="unknown launch tag vthread"):
+        load(module_bytes("add", ADD, (POINTER, FLOAT32, INT32), tags=("vthread",)))
