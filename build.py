@@ -10,19 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blockffn_mlc.builder import build_artifact, make_plan
+from blockffn_mlc.builder import Plan, build_artifact, make_plan, weights_identity
+from blockffn_mlc.chat_config import tokenizer_files
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.progress import Progress
-from blockffn_mlc.sources import DEMO, DEMO_DRAFT, open_model, with_draft
+from blockffn_mlc.sources import DEMO, DEMO_DRAFT, ModelSource, open_model, with_draft
 from blockffn_mlc.staging import check_destination
 from schedules.activations import ACTIVATIONS
-from targets import TARGETS, find_target
+from targets import find_targets, list_targets
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked for form only."""
     parser = argparse.ArgumentParser(prog="build.py", description=__doc__)
-    parser.add_argument("--target", default="cpu", metavar="T", help="default: cpu; see --list-targets")
+    parser.add_argument("--target", default="cpu", metavar="T",
+                        help="one or more, separated by commas, an artifact each (default: cpu); see --list-targets")
     parser.add_argument("--model", default=DEMO, metavar="M",
                         help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
                              "NAME one of small, medium, large, xlarge, 3b")
@@ -37,15 +39,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="what 4-bit weights are multiplied by: f32, int8x2 (two planes of 8-bit codes, about 15 "
                              "bits) or int8 (default: int8 where the processor multiplies bytes, else f32)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR",
-                        help="artifact folder (default: dist/MODEL-Q-T; dist/MODEL-Q-A-T with --activations)")
+                        help="artifact folder (default: dist/MODEL-Q-T; dist/MODEL-Q-A-T with --activations); with "
+                             "several targets DIR/T each")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
-    parser.add_argument("--prefill-chunk", type=int, metavar="N", help="tokens per prefill pass (default: 512)")
-    parser.add_argument("--cpu", default="native", metavar="NAME", help="processor for --target cpu (default: native)")
+    parser.add_argument("--prefill-chunk", type=int, metavar="N", 
+                        help="tokens per prefill pass (default: 512, on phones 128)")
+    parser.add_argument("--cpu", default="native", metavar="NAME",
+                        help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
+    parser.add_argument("--system-lib-prefix", metavar="P",
+                        help="what the symbols of a library for apps begin with (default: blockffn_MODEL_Q_)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
                         help="shards of weights converted at a time (default: one per core, at most 4; each takes "
                              "memory for its largest tensor)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--list-targets", action="store_true", help="print the targets and stop")
+    parser.add_argument("--list-targets", action="store_true", 
+                        help="print the targets, what each needs and what of it is here, and stop")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     volume = parser.add_mutually_exclusive_group()
     volume.add_argument("-v", "--verbose", action="store_true", help="list the kernels of the plan")
@@ -64,38 +72,77 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """Do what the command line says. Raises UserError."""
     if arguments.list_targets:
-        print(json.dumps(TARGETS, indent=1) if arguments.json else
-              "\n".join(f"{name:10} {text}" for name, text in TARGETS.items()))
+        report_targets(arguments)
         return
     progress = Progress(arguments.quiet)
-    target = find_target(arguments.target, arguments.cpu)
+    targets = find_targets(arguments.target, arguments.cpu)
     model = open_model(arguments.model)
     if arguments.draft is not None:
         model = with_draft(model, arguments.draft, arguments.draft_vocab)
     quantization = arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
-    with progress.step("plan"):
-        plan = make_plan(model.config, target, quantization, arguments.context_window, arguments.prefill_chunk,
-                         model.folder, arguments.activations, model.draft)
-    if not plan.chat["tokenizer_files"]:
-        progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
-    parts = [model.name, quantization, arguments.activations, target.name]
-    out = arguments.output or Path("dist") / "-".join(part for part in parts if part)
-    if arguments.dry_run:
+    plans: dict[Path, Plan] = {}
+    for target in targets:
+        parts = [model.name, quantization, arguments.activations, target.file_name]
+        out = arguments.output or Path("dist") / "-".join(part for part in parts if part)
+        out = out / target.file_name if arguments.output and len(targets) > 1 else out
         check_destination(out)
-        report(plan.summary(), arguments)
-        return
-    result = build_artifact(plan, model.weights, model.folder, model.identity, out, arguments.jobs, progress,
-                            model.token_stream)
-    if result["kept_shards"]:
-        progress.note(f"kept {result['kept_shards']} finished shard(s) of an interrupted build")
-    report(result, arguments)
+        with progress.step("plan" if len(targets) == 1 else f"plan {target.name}"):
+            plans[out] = make_plan(model.config, target, quantization, arguments.context_window,
+                                   arguments.prefill_chunk, model.folder, arguments.activations, model.draft,
+                                   model.name, arguments.system_lib_prefix)
+    if not tokenizer_files(model.folder):
+        progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
+    if arguments.dry_run:
+        report([plan.summary() for plan in plans.values()], arguments)
+    else:
+        report(build(plans, model, arguments.jobs, progress), arguments)
 
 
-def report(summary: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Print a plan or a result on stdout."""
+def build(plans: dict[Path, Plan], model: ModelSource, jobs: int, progress: Progress) -> list[dict[str, Any]]:
+    """Build every artifact; those whose weights are the same bytes share them. Raises UserError, OSError."""
+    for plan in plans.values():
+        plan.target.check_tools()
+    results, built = [], {}
+    for out, plan in plans.items():
+        weights = weights_identity(plan, model.identity)
+        if weights in built:
+            progress.note(f"{plan.target.name}: the weights are {built[weights]}'s")
+        elif built:
+            progress.note(f"{plan.target.name}: weights are converted again, their order in memory is another")
+        result = build_artifact(plan, model.weights, model.folder, model.identity, out, jobs, progress,
+                                model.token_stream, twin=built.get(weights))
+        if result["kept_shards"]:
+            progress.note(f"kept {result['kept_shards']} finished shard(s) of an interrupted build")
+        built.setdefault(weights, out)
+        results.append(result)
+    return results
+
+
+def report_targets(arguments: argparse.Namespace) -> None:
+    """Print the targets on stdout."""
+    targets = list_targets()
     if arguments.json:
-        print(json.dumps(summary, indent=1))
+        print(json.dumps(targets, indent=1))
         return
+    for name, target in targets.items():
+        alias = f" (also called {', '.join(target['aliases'])})" if target["aliases"] else ""
+        print(f"{name:17}{target['about']}{alias}")
+        for tool in target["tools"]:
+            found = f"found {tool['found']}" if tool["found"] else f"not found: {tool['install']}"
+            print(f"{'':17}  {tool['name']} {tool['purpose']}: {found}")
+
+
+def report(summaries: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """Print plans or results on stdout; as JSON one is an object, several are a list."""
+    if arguments.json:
+        print(json.dumps(summaries[0] if len(summaries) == 1 else summaries, indent=1))
+        return
+    for summary in summaries:
+        report_one(summary, arguments)
+
+
+def report_one(summary: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print a plan or a result as text."""
     for name, value in summary.items():
         if name == "kernels":
             print(f"{'kernels':16}{len(value)}")

@@ -5,42 +5,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import numpy as np
-from tvm.support import cc
+
+from schedules.tiles import MAX_TREE_NODES
 
 from .chat_config import FILE as CHAT_CONFIG
 from .chat_config import chat_config, copy_tokenizer
 from .checkpoint.draft import Draft
-from .compile import Graph, build_graph, compile_graph, planned_bytes
+from .compile import Graph, build_graph, planned_bytes
 from .config import BlockFFNConfig
 from .eagle import describe_draft
 from .errors import UserError
 from .kernel_calls import FILE as KERNEL_CALLS
 from .kernel_calls import describe_kernels
 from .layers import Build
+from .libraries import STAGES, system_lib_prefix, write_libraries
 from .progress import Progress
 from .quantization import activations, quantization
-from .shards import Shard, Source, fingerprint, plan_shards, write_shards
+from .shards import Shard, Source, adopt_shards, fingerprint, plan_shards, write_shards
 from .staging import check_destination, staging_folder
 from .target import Target
 
-DEFAULT_PREFILL_CHUNK = 512
 TOKEN_STREAM = "token_stream.json"
+README = "README.md"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything decided before work starts. ``chat``: the contents of mlc-chat-config.json."""
+    """Everything decided before work starts. ``library``: path in the artifact, without a suffix. ``prefix``: of a
+    system library's symbols. ``chat``: the contents of mlc-chat-config.json."""
 
     build: Build
     target: Target
     graph: Graph
     shards: list[Shard]
     library: str
+    prefix: str
     chat: dict[str, Any]
 
     @property
@@ -74,12 +79,14 @@ class Plan:
 
 def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
               prefill_chunk: int | None = None, folder: Path | None = None,
-              activation_format: str | None = None, draft: Draft | None = None) -> Plan:
+              activation_format: str | None = None, draft: Draft | None = None, name: str = "model",
+              prefix: str | None = None) -> Plan:
     """Check the options against the model and describe the build. ``folder``: the checkpoint's, for tokenizer
     and generation defaults (None: there are none). ``activation_format``: one of schedules.activations (None: the
-    fastest). ``draft``: the draft model to compile into the same library. Raises UserError."""
+    fastest). ``draft``: the draft model to compile into the same library. ``name``: the model's, for the default of
+    ``prefix``, which a system library's symbols begin with. Raises UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
-    chunk = min(DEFAULT_PREFILL_CHUNK, context) if prefill_chunk is None else prefill_chunk
+    chunk = min(target.prefill_chunk, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
             ("--context-window", context, config.max_position_embeddings, "the model's max_position_embeddings"),
             ("--prefill-chunk", chunk, context, "the context window")):
@@ -89,32 +96,31 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
     build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
                   context, chunk, draft)
     graph = build_graph(build)
-    library = f"lib/blockffn-{build.quantization.name}-{target.name}{target.library_suffix}"
-    chat = chat_config(build, target.name, target.host, library, folder)
-    return Plan(build, target, graph, plan_shards(graph.parameters), library, chat)
+    if target.limits:
+        target.limits.check_buffers(target.name, graph.kernels(), max(chunk, MAX_TREE_NODES))
+    library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
+    prefix = system_lib_prefix(prefix, name, quantization_name)
+    chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
+    return Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
 
 
 def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: str, out: Path, jobs: int,
-                   progress: Progress, token_stream: np.ndarray | None = None) -> dict[str, Any]:
+                   progress: Progress, token_stream: np.ndarray | None = None,
+                   twin: Path | None = None) -> dict[str, Any]:
     """Write the artifact ``out``. Returns figures about what was done.
 
     ``folder``: the checkpoint's, as for ``make_plan``. ``identity`` names the source's content.
-    ``token_stream`` int32 [n]: the text of synthetic weights. Everything is written beside ``out`` and renamed at
-    the end; after an interruption the next build of the same thing keeps the shards that are complete.
-    Raises UserError, OSError.
+    ``token_stream`` int32 [n]: the text of synthetic weights. ``twin``: an artifact whose weights are the same bytes
+    (``weights_identity``). Everything is written beside ``out`` and renamed at the end; after an interruption the next
+    build of the same thing keeps the shards that are complete. Raises UserError, OSError.
     """
     given, out = out, Path(os.path.abspath(out))
     check_destination(out)
-    if not cc.get_cc():
-        raise UserError("no C++ compiler found to link the library; install one (c++, g++ or clang++, for example "
-                        "with: apt-get install g++) or set CXX")
-    with staging_folder(out, fingerprint(plan.shards, identity)) as (staging, journal):
-        library = staging / plan.library
-        library.parent.mkdir()
-        with progress.stages("compile", ("lower", "generate code", "link")) as stage:
-            executable = compile_graph(plan.graph, plan.target.tvm_target, stage)
-            stage("link")
-            _link(executable, library)
+    with staging_folder(out, weights_identity(plan, identity)) as (staging, journal):
+        with progress.stages("compile", STAGES) as stage:
+            write_libraries(plan.graph, plan.target, staging / plan.library, plan.prefix, stage)
+        if twin:
+            adopt_shards(staging, plan.shards, twin, journal)
         with progress.bytes("weights", plan.weight_bytes) as advance:
             kept = write_shards(staging, plan.shards, source, journal, jobs, advance)
         copy_tokenizer(folder, staging)
@@ -124,7 +130,14 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
         (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
         kernels = describe_kernels(plan.graph, plan.build.kernels.ORIGIN)
         (staging / KERNEL_CALLS).write_text(json.dumps(kernels), encoding="utf-8")
-    return {"artifact": str(given), "kept_shards": kept, **plan.summary()}
+        if plan.target.readme:
+            (staging / README).write_text(_readme(plan, out.name), encoding="utf-8")
+    return {"artifact": str(given), "kept_shards": 0 if twin else kept, **plan.summary()}
+
+
+def weights_identity(plan: Plan, identity: str) -> str:
+    """Equal for plans whose shards hold the same bytes. ``identity`` names the source's content."""
+    return fingerprint(plan.shards, identity)
 
 
 def source_identity(folder: Path) -> str:
@@ -134,10 +147,24 @@ def source_identity(folder: Path) -> str:
     return hashlib.sha256(json.dumps([str(folder.resolve()), facts]).encode()).hexdigest()
 
 
-def _link(executable: Any, library: Path) -> None:
-    try:
-        executable.export_library(str(library))
-    except RuntimeError as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        raise UserError(f"{library.name}: linking failed with {cc.get_cc()} ({lines[-1] if lines else error}); "
-                        "check the compiler and the free space") from None
+def _describe_library(target: Target, library: str, prefix: str, graph: Graph) -> dict[str, Any]:
+    """The fields of section ``blockffn`` that depend on the target (docs/artifact.md)."""
+    fields: dict[str, Any] = {"library": library + target.forms[0].suffix, "target": target.name, "host": target.host}
+    for form in target.forms:
+        if form.system_lib:
+            fields["system_lib"] = {"path": library + form.suffix, "prefix": prefix}
+    if target.limits:
+        fields["device"] = {"kind": str(target.tvm_target.kind), "fp16": graph.uses_half(), **asdict(target.limits)}
+    return fields
+
+
+def _readme(plan: Plan, artifact: str) -> str:
+    ours = plan.chat["blockffn"]
+    device = ours["device"]
+    return Template(plan.target.readme).substitute(
+        artifact=artifact, target=plan.target.name, quantization=plan.build.quantization.name,
+        library=ours["library"], library_file=Path(ours["library"]).name, system_lib=ours["system_lib"]["path"],
+        prefix=plan.prefix, model_lib=plan.prefix.removesuffix("_"), weight_megabytes=round(plan.weight_bytes / 1e6),
+        memory_megabytes=round(plan.summary()["total_bytes"] / 1e6), work_group=device["work_group"],
+        threadgroup_kilobytes=device["threadgroup_bytes"] >> 10, buffer_megabytes=device["buffer_bytes"] >> 20,
+        fp16="half precision (cl_khr_fp16)" if device["fp16"] else "no half precision: float32 throughout")

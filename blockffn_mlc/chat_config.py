@@ -25,8 +25,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 _GENERATION_DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.0}
 
 
-def chat_config(build: Build, target: str, host: str, library: str, folder: Path | None) -> dict[str, Any]:
-    """The whole file as a dictionary. ``folder``: the checkpoint's, for tokenizer and generation defaults."""
+def chat_config(build: Build, library: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """The whole file as a dictionary. ``library``: fields of section ``blockffn`` that describe the library.
+    ``folder``: the checkpoint's, for tokenizer and generation defaults."""
     config, generation, tokenizer = build.config, _generation(folder), _tokenizer(folder)
     eos_text = (tokenizer.id_to_token(config.eos_token_id[0]) if tokenizer else None) or "</s>"
     limits = {"vocab_size": config.vocab_size, "context_window_size": build.context_window,
@@ -43,7 +44,7 @@ def chat_config(build: Build, target: str, host: str, library: str, folder: Path
         "pad_token_id": 0, "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id),
         "model_task": "chat", "embedding_metadata": None,
         "blockffn": {
-            "format_version": FORMAT_VERSION, "library": library, "target": target, "host": host,
+            "format_version": FORMAT_VERSION, **library,
             "tvm_version": tvm.__version__, "max_tree_nodes": MAX_TREE_NODES,
             "activations": build.activations,
             "cache": {"shape": list(cache_shape(build)), "dtype": build.quantization.cache_dtype},

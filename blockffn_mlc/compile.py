@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Graph:
         """The kernels by name."""
         return self._named(tvm.tirx.PrimFunc)
 
+    def uses_half(self) -> bool:
+        """Whether a kernel reads or writes half-precision numbers."""
+        return any(str(param.ty.dtype) == "float16" for func in self.kernels().values() for param in func.params
+                   if isinstance(param.ty, tvm.tirx.BufferType))
+
     def functions(self) -> list[str]:
         """Names of the exported functions."""
         return sorted(self._named(relax.Function))
@@ -56,15 +61,17 @@ def _cache_bytes(build: Build) -> int:
             * np.dtype(build.quantization.cache_dtype).itemsize)
 
 
-def compile_graph(graph: Graph, target: tvm.target.Target,
-                  stage: Callable[[str], None] = lambda name: None) -> relax.VMExecutable:
+def compile_graph(graph: Graph, target: tvm.target.Target, stage: Callable[[str], None] = lambda name: None, *,
+                  prefix: str | None = None, instruments: Sequence[Any] = ()) -> relax.VMExecutable:
     """Lower and generate code; ``stage(name)`` is told when either begins. Only our kernels may be left: no
-    operator is legalised, so one without a hand-written kernel stops the build."""
-    with tvm.transform.PassContext(opt_level=3):
+    operator is legalised, so one without a hand-written kernel stops the build. ``prefix``: make a system library
+    whose symbols begin with it. ``instruments``: watch TVM's passes."""
+    module = graph.module if prefix is None else graph.module.with_attr("system_lib_prefix", prefix)
+    with tvm.transform.PassContext(opt_level=3, instruments=list(instruments)):
         stage("lower")
-        lowered = tvm.transform.Sequential(_LOWERING)(graph.module)
+        lowered = tvm.transform.Sequential(_LOWERING)(module)
         stage("generate code")
-        return relax.build(lowered, target, relax_pipeline=None)
+        return relax.build(lowered, target, relax_pipeline=None, system_lib=prefix is not None)
 
 
 def planned_bytes(graph: Graph) -> int:

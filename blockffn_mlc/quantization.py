@@ -52,12 +52,13 @@ def activations(name: str | None, quantization: Quantization, target: Target) ->
     """
     if name is not None and name not in ACTIVATIONS:
         raise UserError(f"--activations {name}: unknown format; choose one of {', '.join(ACTIVATIONS)}")
-    coded = quantization.weight_format in Q4_FORMATS and bool(target.tiles.dot)
+    coded = quantization.weight_format in Q4_FORMATS and target.multiplies_bytes
     if name is None:
         return "int8" if coded else "f32"
     if name != "f32" and not coded:
-        reason = (f"{target.host} has no instruction for dot products of bytes" if quantization.weight_format
-                  in Q4_FORMATS else f"{quantization.name} weights are not 4-bit (--quantization q4f16_1 is)")
+        reason = f"target {target.name} ({target.host}) has no instruction for dot products of bytes"
+        if quantization.weight_format not in Q4_FORMATS:
+            reason = f"{quantization.name} weights are not 4-bit (--quantization q4f16_1 is)"
         raise UserError(f"--activations {name}: {reason}; choose f32")
     return name
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -89,6 +90,7 @@ class Journal:
 
     def add(self, file: str, md5: str) -> None:
         """Record a shard that has its final name."""
+        self.finished[file] = md5
         with open(self._path, "a", encoding="utf-8") as journal:
             journal.write(f"{file} {md5}\n")
             journal.flush()
@@ -114,6 +116,21 @@ def fingerprint(shards: list[Shard], source: str) -> str:
     """Identifies what a set of shards holds: the plan, the order of weights in memory, the source's content."""
     plan = json.dumps([LAYOUT_VERSION, source, [shard.record() for shard in shards]])
     return hashlib.sha256(plan.encode()).hexdigest()
+
+
+def adopt_shards(folder: Path, shards: list[Shard], other: Path, journal: Journal) -> None:
+    """Take the shards of the artifact ``other``, which hold the same bytes, as finished: linked where the file system
+    can, else copied. Raises OSError."""
+    records = json.loads((other / INDEX).read_text(encoding="utf-8"))["records"]
+    for shard, record in zip(shards, records):
+        if shard.file not in journal.finished:
+            path = folder / shard.file
+            path.unlink(missing_ok=True)
+            try:
+                os.link(other / shard.file, path)
+            except OSError:
+                shutil.copyfile(other / shard.file, path)
+            journal.add(shard.file, record["md5sum"])
 
 
 def write_shards(folder: Path, shards: list[Shard], source: Source, journal: Journal, jobs: int,

@@ -2,22 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import tvm
 
-from schedules.tiles import CpuTiles
+from schedules.tiles import CpuTiles, GpuTiles
+
+if TYPE_CHECKING:
+    from targets.limits import Limits
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to package a library: a file with ``suffix``. ``link(path, objects)`` writes it and raises RuntimeError
+    with the linker's words; ``check()`` raises UserError when what it needs is missing. ``system_lib``: objects for an
+    app to be linked with, which register themselves under a prefix."""
+
+    suffix: str
+    link: Callable[..., None]
+    check: Callable[[], None]
+    system_lib: bool = False
 
 
 @dataclass(frozen=True)
 class Target:
-    """``name``: as given to ``--target``. ``host``: what the library runs on, for people.
-    ``kernels`` and ``tiles``: the kernel family and its numbers."""
+    """``name``: as given to ``--target``. ``host``: what the library's own code runs on, "MACHINE PROCESSOR, UNIT".
+    ``kernels`` and ``tiles``: the kernel family and its numbers. ``forms``: the library's packages, the one that our
+    runtime loads first. ``limits``: what a device allows (None: processors, which allow anything). ``prefill_chunk``:
+    tokens per pass unless the user says otherwise. ``readme``: a string.Template for the artifact's README.md."""
 
     name: str
     host: str
     tvm_target: tvm.target.Target
     kernels: ModuleType
-    tiles: CpuTiles
-    library_suffix: str = ".so"
+    tiles: CpuTiles | GpuTiles
+    forms: tuple[Form, ...]
+    limits: Limits | None = None
+    prefill_chunk: int = 512
+    readme: str | None = None
+
+    def check_tools(self) -> None:
+        """Raise UserError when this machine lacks what it takes to package a library."""
+        for form in self.forms:
+            form.check()
+
+    @property
+    def file_name(self) -> str:
+        """The name in files and folders."""
+        return self.name.replace(":", "-")
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether kernels may take 8-bit activations."""
+        return isinstance(self.tiles, CpuTiles) and bool(self.tiles.dot)

@@ -1,20 +1,69 @@
-"""One file per target family; ``find_target`` resolves the name given to ``--target``."""
+"""One file per target family; ``find_target`` resolves a name given to ``--target``, ``list_targets`` says what there
+is."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.target import Target
 
-from .cpu import cpu_target
+from .android import android_target
+from .cpu import aarch64_target, cpu_target
+from .opencl import opencl_target
+from .tools import ANDROID_LINKER, ARM_LINKER, COMPILER, OPENCL_DRIVER, Tool
 
-__all__ = ["TARGETS", "Target", "find_target"]
+__all__ = ["TARGETS", "Target", "find_target", "find_targets", "list_targets"]
 
-# name -> what it is
-TARGETS = {"cpu": "this machine's processor, or --cpu NAME; needs a C++ compiler to link the library"}
+
+@dataclass(frozen=True)
+class Entry:
+    """A target by name: what it is, how to make it, what it needs. ``for_processor``: ``make`` takes ``--cpu``."""
+
+    about: str
+    make: Callable[..., Target]
+    tools: tuple[Tool, ...]
+    for_processor: bool = False
+
+
+TARGETS = {
+    "cpu": Entry("this machine's processor, or --cpu NAME", cpu_target, (COMPILER,), for_processor=True),
+    "cpu:aarch64": Entry("64-bit ARM Linux, or --cpu NAME there", aarch64_target, (ARM_LINKER,), for_processor=True),
+    "opencl": Entry("an OpenCL device of this machine", opencl_target, (COMPILER, OPENCL_DRIVER)),
+    "android": Entry("phones with an Adreno GPU", partial(android_target, "android", "adreno"), (ANDROID_LINKER,)),
+    "android:mali": Entry("phones with a Mali GPU", partial(android_target, "android:mali", "mali"),
+                          (ANDROID_LINKER,)),
+    "android:generic": Entry("phones with any OpenCL 1.2 GPU", partial(android_target, "android:generic", "generic"),
+                             (ANDROID_LINKER,)),
+}
+ALIASES = {"android:adreno": "android"}
 
 
 def find_target(name: str, cpu: str = "native") -> Target:
-    """Resolve ``--target``. Raises UserError with the names there are."""
-    if name not in TARGETS:
-        raise UserError(f"--target {name}: unknown target; choose one of {', '.join(TARGETS)}")
-    return cpu_target(cpu)
+    """Resolve one name. ``cpu``: the value of ``--cpu``. Raises UserError with the names there are."""
+    entry = TARGETS.get(ALIASES.get(name, name))
+    if entry is None:
+        raise UserError(f"--target {name}: unknown target; choose one of {', '.join([*TARGETS, *ALIASES])}")
+    return entry.make(cpu) if entry.for_processor else entry.make()
+
+
+def find_targets(names: str, cpu: str = "native") -> list[Target]:
+    """Resolve ``--target``: names separated by commas, each target once. Raises UserError."""
+    targets = {target.name: target for target in (find_target(name, cpu) for name in names.split(","))}
+    if cpu != "native" and not any(TARGETS[name].for_processor for name in targets):
+        raise UserError(f"--cpu {cpu}: target {names} is not a processor; leave --cpu out or add --target cpu")
+    return list(targets.values())
+
+
+def list_targets() -> dict[str, dict[str, Any]]:
+    """What ``--list-targets`` tells, by name: ``about``, ``aliases``, ``tools`` (each with ``name``, ``purpose``,
+    ``found``: where, or null, and ``install``) and ``ready``: whether it can be built here."""
+    return {name: {
+        "about": entry.about, "aliases": [alias for alias, of in ALIASES.items() if of == name],
+        "tools": [{"name": tool.name, "purpose": tool.purpose, "found": tool.find(), "install": tool.install}
+                  for tool in entry.tools],
+        "ready": all(tool.find() for tool in entry.tools if tool.to_build),
+    } for name, entry in TARGETS.items()}

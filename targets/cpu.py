@@ -1,4 +1,4 @@
-"""The CPU family: this machine by default, or any processor that LLVM knows by name."""
+"""The CPU family: this machine by default, any processor that LLVM knows by name, or 64-bit ARM."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ from blockffn_mlc.errors import UserError
 from blockffn_mlc.target import Target
 from schedules.tiles import CPU_TILES
 
+from .tools import arm_library, host_library
+
 _X86_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni", "avx512bf16", "avx512fp16",
                  "avx512ifma", "avx512vbmi", "avx512vbmi2", "avx512bitalg", "avx512vpopcntdq", "avxvnni", "avx2", "avx",
                  "fma", "f16c", "bmi2", "gfni", "vaes", "vpclmulqdq")
+
+
+_AARCH64 = "aarch64-linux-gnu"
 
 
 def cpu_target(cpu: str = "native") -> Target:
@@ -36,7 +41,31 @@ def cpu_target(cpu: str = "native") -> Target:
     if unit.startswith("avx512"):
         attributes.append("-prefer-256-bit")  # LLVM would halve our 512-bit vectors on some Intel cores
     tvm_target = tvm.target.Target({"kind": "llvm", "mcpu": name, **({"mattr": attributes} if attributes else {})})
-    return Target("cpu", f"{platform.machine()} {name}, {unit}", tvm_target, schedules.cpu, CPU_TILES[unit])
+    return Target("cpu", f"{platform.machine()} {name}, {unit}", tvm_target, schedules.cpu, CPU_TILES[unit],
+                  (host_library(),))
+
+
+def aarch64_target(cpu: str = "native") -> Target:
+    """The target for 64-bit ARM Linux, from any machine: every such processor, or an LLVM processor name.
+
+    Raises UserError for a name LLVM does not know.
+    """
+    name = "generic" if cpu == "native" else cpu
+    any_processor = tvm.target.Target({"kind": "llvm", "mtriple": _AARCH64})
+    if name not in {str(known) for known in codegen.llvm_get_cpu_archlist(any_processor)}:
+        raise UserError(f"--cpu {cpu}: not a processor LLVM knows for aarch64; expected a name such as cortex-a76, "
+                        "neoverse-n1, apple-m1")
+    tvm_target = tvm.target.Target({"kind": "llvm", "mtriple": _AARCH64, "mcpu": name})
+    unit = vector_unit({str(feature) for feature in codegen.llvm_get_cpu_features(tvm_target)})
+    return Target("cpu:aarch64", f"aarch64 {name}, {unit}", tvm_target, schedules.cpu, CPU_TILES[unit],
+                  (arm_library(),))
+
+
+def plain_host() -> tuple[tvm.target.Target, str]:
+    """For code beside a device's kernels: every processor of this machine's architecture, and its description."""
+    plain = tvm.target.Target({"kind": "llvm"})
+    unit = vector_unit({str(feature) for feature in codegen.llvm_get_cpu_features(plain)})
+    return plain, f"{platform.machine()} generic, {unit}"
 
 
 def vector_unit(features: set[str]) -> str:

@@ -18,9 +18,10 @@ import tvm
 from building import build
 from checkpoints import GQA, MLA, write_random_checkpoint
 
-from blockffn_mlc import builder, staging
+from blockffn_mlc import staging
 from runtime_py.weights import load_weights
 from schedules.layout import unpack_rows
+from targets import tools
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -191,7 +192,7 @@ def test_a_full_disk_gets_one_sentence(checkpoint, tmp_path, monkeypatch):
 
 
 def test_a_missing_compiler_gets_one_sentence(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr(builder.cc, "get_cc", lambda: None)
+    monkeypatch.setattr(tools.cc, "get_cc", lambda: None)
     result = build("--model", checkpoint, "-o", tmp_path / "artifact", check=False)
     assert result.returncode == 1 and "C++ compiler" in result.stderr and "CXX" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,38 @@
+"""The Android family: OpenCL on phones, host code for 64-bit ARM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tvm
+
+import schedules.gpu
+from blockffn_mlc.target import Target
+from schedules.tiles import GPU_TILES
+
+from .limits import Limits
+from .opencl import opencl
+from .tools import android_library, system_library
+
+# Adreno and Mali have 32 KB of threadgroup memory, others 16 KB at least. Adreno and Mali start groups of 256 unless a
+# kernel takes very many registers. No largest buffer is below 128 MB (what OpenCL asks of a device), most are 256 MB or
+# more. The compilers in the drivers run out of memory on long unrolled bodies.
+LIMITS = {
+    "adreno": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=2000,
+                     source_bytes=1 << 17),
+    "mali": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=2000,
+                   source_bytes=1 << 17),
+    "generic": Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=128 << 20, statements=2000,
+                      source_bytes=1 << 17),
+}
+_HOST = {"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]}
+_PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small
+_README = Path(__file__).with_name("android.md")
+
+
+def android_target(name: str, family: str) -> Target:
+    """Target ``name`` for GPUs of ``family``, a key of LIMITS and of GPU_TILES."""
+    limits = LIMITS[family]
+    return Target(name, "aarch64 generic, neon", opencl(limits, tvm.target.Target(_HOST)), schedules.gpu,
+                  GPU_TILES[family], (android_library(), system_library()), limits, _PREFILL_CHUNK,
+                  _README.read_text(encoding="utf-8"))

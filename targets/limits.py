@@ -1,0 +1,110 @@
+"""What a device allows a kernel, checked on the device functions that are about to become its source."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+from blockffn_mlc.errors import UserError
+
+_LEAVES = (tirx.BufferStore, tirx.Evaluate, tirx.Bind)
+_FEWER = "lower the numbers of its row of GPU_TILES (schedules/tiles.py) or choose another target"
+_SMALLER = ("choose a smaller --context-window or --prefill-chunk, 4-bit weights (--quantization q4f16_1) or another "
+            "target")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one device kernel: ``work_group`` work-items in a group; ``threadgroup_bytes`` of memory they share;
+    ``buffer_bytes`` of a single buffer; ``statements`` once loops are unrolled and ``source_bytes`` of text, which
+    phones' compilers must digest."""
+
+    work_group: int
+    threadgroup_bytes: int
+    buffer_bytes: int
+    statements: int
+    source_bytes: int
+
+    def check_buffers(self, target: str, kernels: dict[str, tirx.PrimFunc], longest: int) -> None:
+        """Refuse kernels before lowering that take a buffer larger than the device has; symbolic extents are at most
+        ``longest``. Raises UserError."""
+        for name, func in kernels.items():
+            largest = max(_buffer_bytes(param.ty, longest) for param in func.params
+                          if isinstance(param.ty, tirx.BufferType))
+            _check(target, name, "a buffer", largest, "bytes", self.buffer_bytes, _SMALLER)
+
+    def check_functions(self, target: str, module: tvm.IRModule) -> None:
+        """Refuse device functions (behind SplitHostDevice) that exceed a limit. Raises UserError."""
+        for name, func in device_functions(module).items():
+            for what, value, unit, limit in (
+                    ("a work-group", work_group(func), "work-items", self.work_group),
+                    ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes),
+                    ("an unrolled body", statements(func.body), "statements", self.statements)):
+                _check(target, name, what, value, unit, limit, _FEWER)
+
+    def check_source(self, target: str, source: str) -> None:
+        """Refuse a module's text if a kernel's part of it is too long. Raises UserError."""
+        for name, text in kernel_sources(source).items():
+            _check(target, name, "source text", len(text), "bytes", self.source_bytes, _FEWER)
+
+
+def device_functions(module: tvm.IRModule) -> dict[str, tirx.PrimFunc]:
+    """The functions of a module that are launched on a device."""
+    return {var.name_hint: func for var, func in module.functions.items()
+            if func.attrs and "tirx.kernel_launch_params" in func.attrs}
+
+
+def work_group(func: tirx.PrimFunc) -> int:
+    """Work-items of a group."""
+    extents = {node.node.thread_tag: int(node.value) for node in _nodes(func.body, tirx.AttrStmt)
+               if node.attr_key == "thread_extent" and node.node.thread_tag.startswith("threadIdx")}
+    return math.prod(extents.values())
+
+
+def threadgroup_bytes(func: tirx.PrimFunc) -> int:
+    """Bytes of memory that a work-group shares."""
+    return sum(_buffer_bytes(node.buffer, 0) for node in _nodes(func.body, tirx.AllocBuffer)
+               if node.buffer.scope().startswith("shared"))
+
+
+def statements(body: tirx.Stmt) -> int:
+    """Stores, calls and bindings in a body; in a loop that codegen is told to unroll, as often as it runs."""
+    count = sum(1 for _ in _nodes(body, _LEAVES))
+    for loop in _nodes(body, tirx.For):
+        if loop.kind == tirx.ForKind.UNROLLED:
+            count += (int(loop.extent) - 1) * statements(loop.body)
+    return count
+
+
+def kernel_sources(source: str) -> dict[str, str]:
+    """The text of every kernel in a module's OpenCL C, without the prototypes of the others."""
+    found = {}
+    for part in source.split("// Function: ")[1:]:
+        name, _, text = part.partition("\n")
+        found[name] = re.sub(r"^__kernel [^{]*?\);\n", "", text, flags=re.MULTILINE)
+    return found
+
+
+def _check(target: str, kernel: str, what: str, value: int, unit: str, limit: int, remedy: str) -> None:
+    if value > limit:
+        raise UserError(f"kernel {kernel}: {what} of {value} {unit}, target {target} allows {limit}; {remedy}")
+
+
+def _buffer_bytes(buffer: Any, longest: int) -> int:
+    """Bytes of a buffer whose symbolic extents are ``longest``."""
+    size = math.prod(int(extent) if isinstance(extent, tirx.IntImm) else longest for extent in buffer.shape)
+    return size * np.dtype(str(buffer.dtype)).itemsize
+
+
+def _nodes(body: tirx.Stmt, kinds: type | tuple[type, ...]) -> Iterator[Any]:
+    found: list[Any] = []
+    tvm_ffi.structural_walk(body, (kinds, found.append))
+    return iter(found)

@@ -1,0 +1,98 @@
+"""What a target needs of this machine: to link libraries, and to run them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tvm.support import cc, tar
+
+from blockffn_mlc.errors import UserError
+from blockffn_mlc.target import Form
+
+PAGE_BYTES = 16384  # of Android 15 and later; libraries for it also load where pages are smaller
+_LINKING = ["-shared", "-z", f"max-page-size={PAGE_BYTES}", "-z", f"common-page-size={PAGE_BYTES}"]
+_ANDROID_API = 24  # MLC's
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Something outside this package. ``purpose``: what it is needed for. ``find()``: where it is, None if it is not.
+    ``install``: how to get it."""
+
+    name: str
+    purpose: str
+    find: Callable[[], str | None]
+    install: str
+    to_build: bool = True
+
+    def check(self) -> None:
+        """Raise UserError when it is missing."""
+        if not self.find():
+            raise UserError(f"no {self.name} found {self.purpose}; install one ({self.install})")
+
+
+def _opencl_driver() -> str | None:
+    folder = Path(os.environ.get("OCL_ICD_VENDORS", "/etc/OpenCL/vendors"))
+    drivers = sorted(str(path) for path in folder.glob("*.icd")) if folder.is_dir() else []
+    named = os.environ.get("OCL_ICD_FILENAMES", "")
+    return ", ".join([*drivers, *filter(None, named.split(":"))]) or None
+
+
+def _ndk_clang() -> str | None:
+    ndk = os.environ.get("ANDROID_NDK") or os.environ.get("ANDROID_NDK_HOME")
+    found = Path(ndk).glob(f"toolchains/llvm/prebuilt/*/bin/aarch64-linux-android{_ANDROID_API}-clang") if ndk else ()
+    return next((str(path) for path in sorted(found)), None)
+
+
+def _arm_compiler() -> str | None:
+    if platform.machine() == "aarch64":
+        return cc.get_cc()
+    return shutil.which("aarch64-linux-gnu-g++") or shutil.which("aarch64-linux-gnu-gcc")
+
+
+def _lld() -> str | None:
+    return shutil.which("ld.lld")
+
+
+COMPILER = Tool("C++ compiler", "to link the library", lambda: cc.get_cc(),
+                "c++, g++ or clang++, for example with: apt-get install g++; or set CXX")
+ANDROID_LINKER = Tool("linker for Android", "to link the library", lambda: _ndk_clang() or _lld(),
+                      "Android's NDK with ANDROID_NDK set to its folder, or lld, for example with: apt-get install lld")
+ARM_LINKER = Tool("linker for aarch64", "to link the library", lambda: _arm_compiler() or _lld(),
+                  "lld or a cross compiler, for example with: apt-get install lld")
+OPENCL_DRIVER = Tool("OpenCL driver", "to run the library here", _opencl_driver,
+                     "the GPU's, or a processor's with: apt-get install pocl-opencl-icd", to_build=False)
+
+
+def host_library() -> Form:
+    """A shared library for this machine."""
+    return Form(".so", cc.create_shared, COMPILER.check)
+
+
+def android_library() -> Form:
+    """A shared library for 64-bit Android, linked by the NDK's clang where ANDROID_NDK names one, else by lld alone."""
+    return Form(".so", lambda path, objects, **_: _link(_ndk_clang(), path, objects), ANDROID_LINKER.check)
+
+
+def arm_library() -> Form:
+    """A shared library for 64-bit ARM Linux, linked by a compiler for it where there is one, else by lld alone."""
+    return Form(".so", lambda path, objects, **_: _link(_arm_compiler(), path, objects), ARM_LINKER.check)
+
+
+def system_library() -> Form:
+    """Objects that an app is linked with; needs nothing."""
+    return Form(".tar", tar.tar, lambda: None, system_lib=True)
+
+
+def _link(compiler: str | None, path: str, objects: Sequence[str]) -> None:
+    """Make a shared library. lld alone knows no libm: its symbols stay undefined, as TVM's do."""
+    command = [compiler or _lld(), *_LINKING, "-o", path, *objects, *(["-lm"] if compiler else [])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]} failed: {done.stderr}")

@@ -1,0 +1,92 @@
+"""What a device allows: kernels within the limits are compiled, others get one sentence."""
+
+import pytest
+from small_library import TOO_MUCH, small_graph, small_kernel, with_limit
+from tvm.script.ir_builder import tirx as T
+
+from blockffn_mlc.errors import UserError
+from blockffn_mlc.libraries import write_libraries
+from schedules.builder import kernel
+from targets import find_target
+from targets.limits import kernel_sources, statements
+
+ALLOWED = {"work_group": 256, "threadgroup_bytes": 16384, "statements": 500, "source_bytes": 20000,
+           "buffer_bytes": 1 << 20}
+WORDS = {"work_group": "work-group of 512 work-items", "threadgroup_bytes": "threadgroup memory of 7",
+         "statements": "unrolled body of 6", "source_bytes": "source text of", "buffer_bytes": "a buffer of 134217728"}
+
+
+@pytest.fixture(scope="module")
+def target():
+    result = find_target("android:generic")
+    for name, value in ALLOWED.items():
+        result = with_limit(result, name, value)
+    return result
+
+
+def refusal(target, folder, options):
+    """What is said of a kernel; None if it is compiled."""
+    graph = small_graph(**options)
+    try:
+        target.limits.check_buffers(target.name, graph.kernels(), 1)
+        write_libraries(graph, target, folder / "library", "small_test_", lambda stage: None)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def test_a_kernel_within_the_limits_is_compiled(target, tmp_path):
+    assert refusal(target, tmp_path, {}) is None
+    assert {path.name for path in tmp_path.iterdir()} == {"library.so", "library.tar"}
+
+
+@pytest.mark.parametrize("limit", ALLOWED)
+def test_what_exceeds_a_limit_is_refused(target, tmp_path, limit):
+    if limit == "source_bytes":
+        target = with_limit(target, "statements", 10000)
+    message = refusal(target, tmp_path, TOO_MUCH[limit])
+    assert message is not None and message.startswith("kernel add") and WORDS[limit] in message
+    assert f"target android:generic allows {ALLOWED[limit]}" in message
+    assert ("--context-window" if limit == "buffer_bytes" else "GPU_TILES") in message
+    assert not list(tmp_path.rglob("*.so")) and "\n" not in message
+
+
+@pytest.mark.parametrize("limit", ALLOWED)
+def test_a_raised_limit_lets_it_through(target, tmp_path, limit):
+    for name in ("statements", "source_bytes", limit):
+        target = with_limit(target, name, 1 << 30)
+    assert refusal(target, tmp_path, TOO_MUCH[limit]) is None
+
+
+def test_symbolic_extents_count_as_their_bound(target):
+    limits, kernels = target.limits, {"add": small_kernel()}
+    limits.check_buffers("t", kernels, limits.buffer_bytes // 128)
+    with pytest.raises(UserError, match=f"buffer of {limits.buffer_bytes + 128} bytes"):
+        limits.check_buffers("t", kernels, limits.buffer_bytes // 128 + 1)
+
+
+def test_a_loop_that_codegen_unrolls_counts_as_often_as_it_runs():
+    with kernel(__name__) as k:
+        y = k.tensor((8, 4))
+        with T.unroll(0, 8) as i, T.unroll(0, 4) as j:
+            T.buffer_store(y, T.float32(1), [i, j])
+        with T.serial(0, 8) as i:
+            T.buffer_store(y, T.float32(2), [i, 0])
+    assert statements(k.func.body) == 8 * 4 + 1
+
+
+def test_a_kernels_source_leaves_the_others_prototypes_out():
+    text = ("// Function: a\n__kernel void a(int x);\n__kernel void b(int x);\n__kernel void a(int x) {\n}\n\n"
+            "// Function: b\n__kernel void a(int x);\n__kernel void b(int x);\n__kernel void b(int x) {\n  x;\n}\n")
+    assert kernel_sources(text) == {"a": "__kernel void a(int x) {\n}\n\n", "b": "__kernel void b(int x) {\n  x;\n}\n"}
+
+
+def test_every_device_target_has_limits():
+    for name in ("opencl", "android", "android:mali", "android:generic"):
+        found = find_target(name)
+        attributes = found.tvm_target.attrs
+        assert int(attributes["max_num_threads"]) == found.limits.work_group
+        assert int(attributes["max_shared_memory_per_block"]) == found.limits.threadgroup_bytes
+        assert found.tiles.local_bytes <= found.limits.threadgroup_bytes
+        assert found.tiles.items <= found.limits.work_group
+    assert find_target("android:generic").limits.threadgroup_bytes == 16384

@@ -1,0 +1,140 @@
+"""Libraries for phones: their symbols, their pages, who links them."""
+
+import io
+import stat
+import tarfile
+
+import pytest
+from elftools.elf.elffile import ELFFile
+from small_library import small_graph
+
+from blockffn_mlc.errors import UserError
+from blockffn_mlc.libraries import system_lib_prefix, write_libraries
+from targets import find_target, tools
+
+TVM_C_API = {"TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIFunctionCall", "TVMFFIHandleInitOnce",
+             "TVMFFIEnvModLookupFromImports", "TVMFFIEnvModRegisterSystemLibSymbol"}
+LIBM = {"expf", "logf", "sqrtf", "tanhf", "powf"}
+PREFIXES = ("blockffn_first_", "blockffn_second_")
+
+
+def write(folder, prefix, target="android"):
+    write_libraries(small_graph(), find_target(target), folder / f"{prefix}lib", prefix, lambda stage: None)
+    return folder / f"{prefix}lib.so", folder / f"{prefix}lib.tar"
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory):
+    """prefix -> its .so and .tar"""
+    folder = tmp_path_factory.mktemp("libraries")
+    return {prefix: write(folder, prefix) for prefix in PREFIXES}
+
+
+def symbols(file, section=".symtab"):
+    """Global symbols of an ELF file: those it defines, those it needs."""
+    found = [symbol for symbol in ELFFile(file).get_section_by_name(section).iter_symbols()
+             if symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK") and symbol.name]
+    undefined = {symbol.name for symbol in found if symbol["st_shndx"] == "SHN_UNDEF"}
+    return {symbol.name for symbol in found} - undefined, undefined
+
+
+def objects(archive):
+    """The ELF files in an archive, by name."""
+    with tarfile.open(archive) as tar:
+        return {member.name.removeprefix("./"): io.BytesIO(tar.extractfile(member).read())
+                for member in tar.getmembers() if member.isfile()}
+
+
+def archive_symbols(archive):
+    found = [symbols(file) for file in objects(archive).values()]
+    defined = set.union(*(defined for defined, _ in found))
+    return defined, set.union(*(undefined for _, undefined in found)) - defined
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_system_library_has_mlcs_symbols(libraries, prefix):
+    _, archive = libraries[prefix]
+    files = objects(archive)
+    assert set(files) == {"lib0.o", f"{prefix}devc.o"}
+    for file in files.values():
+        elf = ELFFile(file)
+        assert elf["e_machine"] == "EM_AARCH64" and elf["e_type"] == "ET_REL"
+    defined, undefined = archive_symbols(archive)
+    assert {f"{prefix}__tvm_ffi__library_bin", f"__tvm_ffi_{prefix}add"} <= defined
+    assert undefined <= TVM_C_API | LIBM
+
+
+def test_system_libraries_with_two_prefixes_fit_into_one_app(libraries):
+    first, second = (archive_symbols(archive)[0] for _, archive in libraries.values())
+    shared = first & second
+    assert shared <= {"__extendhfsf2", "__truncsfhf2"}, shared  # weak
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_shared_library_needs_tvm_alone_and_suits_large_pages(libraries, prefix):
+    library, _ = libraries[prefix]
+    with open(library, "rb") as file:
+        elf = ELFFile(file)
+        assert elf["e_machine"] == "EM_AARCH64" and elf["e_type"] == "ET_DYN"
+        defined, undefined = symbols(file, ".dynsym")
+        segments = [segment.header for segment in elf.iter_segments()]
+        needed = [tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
+    assert {"__tvm_ffi__library_bin", "__tvm_ffi_add"} <= defined
+    assert undefined <= TVM_C_API | LIBM and not needed
+    loaded = [segment for segment in segments if segment.p_type == "PT_LOAD"]
+    assert loaded and all(segment.p_align == tools.PAGE_BYTES for segment in loaded)
+    (relro,) = [segment for segment in segments if segment.p_type == "PT_GNU_RELRO"]
+    assert (relro.p_vaddr + relro.p_memsz) % tools.PAGE_BYTES == 0
+
+
+def test_a_library_for_arm_linux(tmp_path):
+    write_libraries(small_graph(device=False), find_target("cpu:aarch64"), tmp_path / "lib", "", lambda stage: None)
+    with open(tmp_path / "lib.so", "rb") as file:
+        assert ELFFile(file)["e_machine"] == "EM_AARCH64"
+        defined, undefined = symbols(file, ".dynsym")
+    assert "__tvm_ffi_add" in defined and undefined <= TVM_C_API | LIBM | {"memset", "memcpy"}
+
+
+def test_the_ndks_compiler_links_where_there_is_one(tmp_path, monkeypatch):
+    """A stand-in for clang that notes its arguments and calls lld."""
+    clang = tmp_path / "ndk/toolchains/llvm/prebuilt/linux-x86_64/bin/aarch64-linux-android24-clang"
+    clang.parent.mkdir(parents=True)
+    clang.write_text(f'#!/bin/bash\necho "$@" > {tmp_path}/arguments\nexec ld.lld "${{@:1:$#-1}}"\n')
+    clang.chmod(clang.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("ANDROID_NDK", str(tmp_path / "ndk"))
+    assert tools.ANDROID_LINKER.find() == str(clang)
+    library, _ = write(tmp_path, "blockffn_ndk_")
+    arguments = (tmp_path / "arguments").read_text().split()
+    assert "max-page-size=16384" in arguments and arguments[-1] == "-lm" and library.is_file()
+
+
+@pytest.mark.parametrize(("name", "words"), [("android", ["ANDROID_NDK", "lld"]), ("cpu:aarch64", ["lld"]),
+                                             ("opencl", ["CXX"]), ("cpu", ["CXX"])])
+def test_a_missing_linker_gets_one_sentence(monkeypatch, name, words):
+    monkeypatch.delenv("ANDROID_NDK", raising=False)
+    monkeypatch.setattr(tools.shutil, "which", lambda name: None)
+    monkeypatch.setattr(tools.cc, "get_cc", lambda: None)
+    target = find_target(name)
+    with pytest.raises(UserError) as error:
+        target.check_tools()
+    assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+def test_what_the_linker_says_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(tools, "_lld", lambda: "/bin/false")
+    monkeypatch.setattr(tools, "_ndk_clang", lambda: None)
+    with pytest.raises(UserError, match="lib.so: linking failed .*/bin/false"):
+        write(tmp_path, "blockffn_bad_")
+
+
+@pytest.mark.parametrize(("given", "model", "expected"), [
+    (None, "demo", "blockffn_demo_q4f16_1_"), (None, "BlockFFN-3B-SFT", "blockffn_blockffn_3b_sft_q4f16_1_"),
+    (None, "ü 1.2", "blockffn_1_2_q4f16_1_"), ("my_model_", "demo", "my_model_")])
+def test_prefixes(given, model, expected):
+    assert system_lib_prefix(given, model, "q4f16_1") == expected
+
+
+@pytest.mark.parametrize("given", ["", "model", "a.b.c.d_", "1_model_", "no_underscore", "short_", "x" * 200 + "_"])
+def test_a_prefix_that_is_no_symbol_is_refused(given):
+    with pytest.raises(UserError, match="--system-lib-prefix .*my_model_"):
+        system_lib_prefix(given, "demo", "q0f32")
