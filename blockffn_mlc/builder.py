@@ -95,11 +95,11 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
                   context, chunk, draft)
+    prefix = system_lib_prefix(prefix, name, quantization_name)
     graph = build_graph(build)
     if target.limits:
         target.limits.check_buffers(target.name, graph.kernels(), max(chunk, MAX_TREE_NODES))
     library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
-    prefix = system_lib_prefix(prefix, name, quantization_name)
     chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
     return Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
 

@@ -61,9 +61,6 @@ def test_the_choice_of_activations(checkpoint, quantization, cpu, given, expecte
     assert plan.chat["blockffn"]["activations"] == expected
 
 
-def test_list_targets_names_the_cpu():
-    assert "cpu" in json.loads(build("--list-targets", "--json").stdout)
-
 
 @x86
 @pytest.mark.parametrize(("options", "name"), [([], "model-q4f16_1-cpu"),
