@@ -20,6 +20,7 @@ _REPLACED = ".replaced"  # inside the folder, the earlier artifact while it is b
 
 def check_destination(out: Path) -> None:
     """Refuse to replace anything but an artifact of ours. Raises UserError."""
+    out = Path(os.path.abspath(out))
     if out.is_symlink() or (out.exists() and not out.is_dir()) or out.is_mount():
         raise UserError(f"-o {out}: exists and is not an ordinary folder; choose another name")
     if out.is_dir() and any(out.iterdir()) and not _is_artifact(out):

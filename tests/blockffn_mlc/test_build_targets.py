@@ -1,42 +1,11 @@
 """Several targets in one build, and what --list-targets tells."""
 
-import hashlib
 import json
 
 import pytest
 from building import build
 
-from blockffn_mlc import builder
 from targets import TARGETS, tools
-
-
-def shards(folder):
-    """SHA-256 of every shard of an artifact, by name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("params_shard_*.bin")}
-
-
-def config(folder):
-    return json.loads((folder / "mlc-chat-config.json").read_text())
-
-
-def test_targets_with_the_same_layout_share_their_weights(checkpoint, tmp_path, monkeypatch):
-    """4-bit weights have one layout on all processors: they are read and converted once. (Without libraries: compiling
-    them takes long.)"""
-    monkeypatch.setattr(builder, "write_libraries", lambda *_: None)
-    result = build("--model", checkpoint, "--target", "cpu:aarch64,cpu", "--quantization", "q4f16_1", "--activations",
-                   "f32", "-o", tmp_path / "out", "--json")
-    first, second = json.loads(result.stdout)
-    assert [first["target"], second["target"]] == ["cpu:aarch64", "cpu"]
-    folders = [tmp_path / "out" / name for name in ("cpu-aarch64", "cpu")]
-    assert [first["artifact"], second["artifact"]] == [str(folder) for folder in folders]
-    assert shards(folders[0]) == shards(folders[1]) != {}
-    assert f"cpu: the weights are {folders[0]}'s" in result.stderr and "converted again" not in result.stderr
-    assert (folders[0] / "params_shard_0.bin").samefile(folders[1] / "params_shard_0.bin")
-    build("--model", checkpoint, "--target", "cpu", "--quantization", "q4f16_1", "--activations", "f32", "-o",
-          tmp_path / "alone")
-    assert shards(tmp_path / "alone") == shards(folders[1])
-    assert [config(folder)["blockffn"]["host"].split()[0] for folder in folders][0] == "aarch64"
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["cpu", "cpu-aarch64"]
 
 
 @pytest.mark.parametrize(("options", "words"), [
