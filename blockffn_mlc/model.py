@@ -46,6 +46,8 @@ class Model(nn.Module):
         self.eagle = Eagle(build) if build.draft else None
         self.hidden_norm = build.kernels.rms_norm(build.tiles, c.hidden_size, c.rms_norm_eps,
                                                   build.quantization.model_dtype)
+        largest = getattr(build.kernels, "argmax", None)  # the host looks itself at logits in its memory
+        self.argmax_kernel = largest and largest(build.tiles, c.vocab_size)
         self.commit_kernel = build.kernels.commit(build.tiles, *cache_shape(build), build.quantization.cache_dtype)
 
     def forward(self, ids: nn.Tensor, positions: nn.Tensor, visible: nn.Tensor, ancestors: nn.Tensor,
@@ -71,6 +73,11 @@ class Model(nn.Module):
         return tuple(op.tensor_ir_inplace_op(self.commit_kernel, "move_rows", [cache, idx, past], 0,
                                              nn.Tensor.placeholder(cache.shape, cache.dtype)) for cache in caches)
 
+    def argmax(self, logits: nn.Tensor):
+        """The lowest token with the largest logit of each row, and that logit: greedy decoding on a device."""
+        m = logits.shape[0]
+        return call(self.argmax_kernel, "argmax", [logits], ((m,), "int32"), ((m,), "float32"))
+
     def _run(self, ids: nn.Tensor, chunk: Chunk, rows: nn.Tensor, caches: list, dense: bool):
         x, scores = self.embed_tokens(ids), []
         for layer, cache in zip(self.layers, caches):
@@ -92,6 +99,8 @@ class Model(nn.Module):
         forward = {"ids": per_token} | tokens | {"caches": caches} | packed
         functions = {"forward": forward, "forward_dense": dict(forward),  # TVM takes the "$" out of a dictionary
                      "commit": {"idx": spec.Tensor(["k"], "int32"), "past": int, "caches": caches} | bare}
+        if self.argmax_kernel is not None:
+            functions["argmax"] = {"logits": spec.Tensor(["m", build.config.vocab_size], "float32")} | bare
         if build.draft:
             hidden = spec.Tensor(["n", build.config.hidden_size], "float32")
             functions["draft"] = {"ids": per_token, "hidden": hidden} | tokens | {

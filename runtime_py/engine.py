@@ -68,7 +68,7 @@ class Engine:
         clock = Stopwatch()
         artifact = Artifact.open(path, mmap)
         threads = set_threads(threads)
-        on = find_device(device or kind_of_target(artifact.target) or "cpu")
+        on = find_device(kind_of_target(artifact.target) or "cpu" if device is None else device)
         if on.copies:  # they are read once, and are no copy of their own
             artifact = replace(artifact, mmap=True)
         library = Library(artifact, on)

@@ -84,7 +84,7 @@ class Sampler:
     def __call__(self, logits: np.ndarray | Row, history: Iterable[int] = ()) -> int:
         """The next token for logits float32 [V]: one uniform number, looked up in the cumulative distribution."""
         if isinstance(logits, Row):
-            if self.sampling.greedy and self.sampling.repetition_penalty == 1 and logits.most_likely >= 0:
+            if self.sampling.greedy and self.sampling.repetition_penalty == 1 and logits.most_likely is not None:
                 return logits.most_likely
             logits = np.asarray(logits)
         if self.sampling.greedy:

@@ -18,25 +18,26 @@ from ..weights import ALIGNMENT
 from .logits import Logits
 from .native import load_opencl
 
-KINDS = ("cpu", "opencl")
+_LOADERS = {"cpu": load_runtime, "opencl": load_opencl}
 _KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl"}  # by the family's name
 _EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
 
 
 def load(kind: str) -> None:
-    """Make TVM able to use devices of ``kind``, one of KINDS. Raises UserError naming what is missing."""
-    {"cpu": load_runtime, "opencl": load_opencl}[kind]()
+    """Make TVM able to use devices of ``kind``, "cpu" or "opencl". Raises UserError naming what is missing."""
+    _LOADERS[kind]()
 
 
 def find_device(name: str) -> Device:
     """The device for "cpu", "opencl" or "opencl:N". Raises UserError for others and where there is none."""
-    match = re.fullmatch(rf"({'|'.join(KINDS)})(?::(\d+))?", name)
+    match = re.fullmatch(r"cpu|opencl(?::(\d+))?", name)
     if match is None:
         raise UserError(f"device {name!r}: expected cpu, opencl or opencl:N; "
                         "'python -m runtime_py devices' lists what is here")
-    kind, index = match[1], int(match[2] or 0)
-    load(kind)
-    device = Cpu() if kind == "cpu" else Accelerator(kind, index)
+    if name == "cpu":
+        return Cpu()
+    load("opencl")
+    device = Accelerator("opencl", int(match[1] or 0))
     if not device.exists:
         raise UserError(f"device {name!r}: there is none here; 'python -m runtime_py devices' lists what is")
     return device
@@ -59,8 +60,8 @@ class Inputs:
 
 
 class Device(ABC):
-    """``kind`` is one of KINDS, ``index`` counts devices of that kind. ``copies``: tensors are copies of arrays, in
-    memory of the device's own."""
+    """``kind`` is "cpu" or "opencl", ``index`` counts devices of that kind. ``copies``: tensors are copies of arrays,
+    in memory of the device's own."""
 
     copies: bool
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 class Logits:
     """Logits float32 [m, V] in a device's memory. ``argmax``: the library's function that computes, for all rows, the
-    lowest token with the largest logit, int32 [m], -1 where that logit is not finite."""
+    lowest token with the largest logit, int32 [m], and that logit, float32 [m]."""
 
     def __init__(self, device: Accelerator, tensor: Any, argmax: Any) -> None:
         self._device, self._tensor, self._argmax = device, tensor, argmax
@@ -29,9 +29,10 @@ class Logits:
         return self._device.host(self._tensor).astype(dtype or np.float32, copy=False)
 
     @cached_property
-    def most_likely(self) -> list[int]:
-        """What ``argmax`` gives, for all rows at once."""
-        return self._device.host(self._argmax(self._tensor)).tolist()
+    def most_likely(self) -> list[int | None]:
+        """For every row the lowest token with the largest logit; None where that is not finite."""
+        tokens, values = map(self._device.host, self._argmax(self._tensor))
+        return [token if finite else None for token, finite in zip(tokens.tolist(), np.isfinite(values).tolist())]
 
     def row(self, index: int) -> np.ndarray:
         """One row, float32 [V]."""
@@ -45,8 +46,8 @@ class Row:
         self._logits, self._index = logits, index
 
     @property
-    def most_likely(self) -> int:
-        """The lowest token with the largest logit; -1 when that is not finite."""
+    def most_likely(self) -> int | None:
+        """The lowest token with the largest logit; None when that is not finite."""
         return self._logits.most_likely[self._index]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

@@ -9,13 +9,16 @@ import json
 import numpy as np
 import tvm
 import tvm.relax.frontend.nn as nn
-from kernels import TARGET
+from opencl_kernels import TARGET
 from toy import CHUNK, MODEL, WINDOW, write_artifact
 from tvm import relax
 from tvm.relax.frontend.nn import op, spec
 from tvm.script import tirx as T
 
 from blockffn_mlc.compile import METADATA, Graph, compile_graph
+from blockffn_mlc.layers import call
+from schedules.gpu import argmax
+from schedules.tiles import GPU_TILES
 
 WIDTH, VOCAB, EXPERTS, LAYERS = 32, MODEL["vocab_size"], MODEL["num_experts"], MODEL["num_hidden_layers"]
 SLOTS = WINDOW + 64
@@ -98,21 +101,6 @@ def move(cache: T.Buffer((SLOTS, 1, WIDTH), "float32"), idx: T.handle, past: T.i
                 cache[past + row, 0, i] = cache[past + T.Cast("int64", rows[row]), 0, i]
 
 
-@T.prim_func(private=True, s_tir=True)
-def largest(x: T.handle, result: T.handle):
-    m = T.int64()
-    logits = T.match_buffer(x, (m, VOCAB), "float32")
-    tokens = T.match_buffer(result, (m,), "int32")
-    for r in T.thread_binding(m, thread="blockIdx.x"):
-        for _ in T.thread_binding(1, thread="threadIdx.x"):
-            best = T.alloc_buffer((1,), "int32", scope="local")
-            best[0] = 0
-            for token in T.serial(VOCAB):
-                if logits[r, token] > logits[r, best[0]]:
-                    best[0] = token
-            tokens[r] = T.Select(T.abs(logits[r, best[0]]) < T.float32(3e38), best[0], -1)
-
-
 class ToyModel(nn.Module):
     def __init__(self):
         self.embedding = nn.Parameter((VOCAB, WIDTH), "float32")
@@ -120,12 +108,12 @@ class ToyModel(nn.Module):
 
     def forward(self, ids, positions, visible, ancestors, rows, past, caches):
         n = ids.shape[0]
-        x, scores = _call(embed, "embed", [ids, self.embedding], (n, WIDTH)), []
+        x, scores = call(embed, "embed", [ids, self.embedding], ((n, WIDTH), "float32")), []
         for cache in caches:
             cache = op.tensor_ir_inplace_op(append, "append", [cache, x, past], 0, _like(cache.shape))
-            x = _call(mix, "mix", [x, cache, visible, ancestors, past], (n, WIDTH))
-            scores.append(_call(first, "first", [x], (n, EXPERTS)))
-        return _call(head, "head", [x, rows, self.lm_head], (rows.shape[0], VOCAB)), tuple(scores)
+            x = call(mix, "mix", [x, cache, visible, ancestors, past], ((n, WIDTH), "float32"))
+            scores.append(call(first, "first", [x], ((n, EXPERTS), "float32")))
+        return call(head, "head", [x, rows, self.lm_head], ((rows.shape[0], VOCAB), "float32")), tuple(scores)
 
     forward_dense = forward
 
@@ -134,7 +122,8 @@ class ToyModel(nn.Module):
                      for cache in caches)
 
     def argmax(self, logits):
-        return _call(largest, "largest", [logits], (logits.shape[0],), "int32")
+        return call(argmax(GPU_TILES["opencl"], VOCAB), "argmax", [logits], ((logits.shape[0],), "int32"),
+                    ((logits.shape[0],), "float32"))
 
 
 def write_opencl_artifact(folder):
@@ -187,10 +176,6 @@ def _write_weights(folder, weights):
     (folder / "params_shard_0.bin").write_bytes(data)
     shard = {"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes": len(data), "records": records}
     (folder / "tensor-cache.json").write_text(json.dumps({"metadata": {}, "records": [shard]}))
-
-
-def _call(kernel, name, arguments, shape, dtype="float32"):
-    return op.tensor_ir_op(kernel, name, arguments, nn.Tensor.placeholder(shape, dtype))
 
 
 def _like(shape):

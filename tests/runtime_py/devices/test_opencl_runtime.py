@@ -6,7 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kernels import ADD, FLOAT32, INT32, POINTER, address, compile_scale, counter, load_add, load_kernel, module_bytes
+from opencl_kernels import (
+    ADD,
+    FLOAT32,
+    INT32,
+    POINTER,
+    address,
+    compile_scale,
+    counter,
+    load_add,
+    load_kernel,
+    module_bytes,
+)
 
 from blockffn_mlc.errors import UserError
 from runtime_py.devices import list_devices

@@ -1,0 +1,188 @@
+"""Engines on an OpenCL device: the same tokens as in numpy, and only what a choice needs comes back."""
+
+import gc
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from opencl_kernels import counter
+from opencl_toy import SLOTS, VOCAB, WIDTH, expected_logits, write_opencl_artifact
+
+from blockffn_mlc.errors import UserError
+from runtime_py import Engine
+from runtime_py.cli import main
+from runtime_py.devices import Logits
+from runtime_py.drafters.scripted import ScriptedDrafter
+from runtime_py.sampling import Sampler, Sampling
+
+PROMPT = [5, 6, 7, 250, 17]
+
+
+@pytest.fixture(scope="module")
+def toy(device, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("opencl") / "toy"
+    return folder, write_opencl_artifact(folder)
+
+
+@pytest.fixture(scope="module")
+def on_device(toy):
+    return Engine.load(toy[0])
+
+
+@pytest.fixture
+def read_back(on_device, monkeypatch):
+    """Bytes of every transfer from the device."""
+    sizes, copy_out = [], on_device.library._device._copy_out
+
+    def record(tensor, address, nbytes):
+        sizes.append(nbytes)
+        copy_out(tensor, address, nbytes)
+    monkeypatch.setattr(on_device.library._device, "_copy_out", record)
+    return sizes
+
+
+@pytest.fixture(scope="module")
+def greedy(toy):
+    """The prompt and 40 tokens behind it, by numpy."""
+    ids = list(PROMPT)
+    for _ in range(40):
+        ids.append(int(expected_logits(toy[1], ids)[-1].argmax()))
+    return ids
+
+
+def generated(engine, prompt=PROMPT, max_tokens=40, **options):
+    generation = engine.generate(prompt, max_tokens, **options)
+    list(generation)
+    return generation
+
+
+@pytest.mark.parametrize("chunk", [None, 7, 1])
+def test_scores_equal_numpy(on_device, toy, chunk):
+    ids = list(range(5, 45))
+    score, expected = on_device.score(ids, chunk), expected_logits(toy[1], ids)
+    assert type(score.logits) is np.ndarray
+    np.testing.assert_allclose(score.logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    assert score.router_scores.shape == (2, 40, 12) and (score.router_scores > 0).any()
+
+
+@pytest.mark.parametrize("draft", ["none", "ngram", "scripted"])
+def test_greedy_tokens_equal_numpy_with_and_without_drafts(on_device, greedy, draft):
+    launches = counter("launches")
+    drafter = ScriptedDrafter(greedy, 0.3, VOCAB, seed=1) if draft == "scripted" else draft
+    generation = generated(on_device, draft=drafter, tree_size=None if draft == "none" else 8)
+    assert generation.ids == greedy[len(PROMPT):]
+    assert counter("launches") > launches + 40
+    if draft == "scripted":
+        assert max(generation.stats.accept_lengths) > 1
+
+
+def test_greedy_decoding_reads_a_token_and_its_logit_per_row(on_device, read_back):
+    session = on_device.session()
+    sample = Sampler(Sampling())
+    token = sample(session.extend(PROMPT))
+    assert read_back == [4, 4]
+    session.step(token)
+    assert read_back == [4, 4]  # nothing was asked of the logits
+    output = session.tree([token, 3, 4], [-1, 0, 0])
+    assert isinstance(output.logits, Logits) and len(output.logits) == 3
+    assert [sample(output.logits[row]) for row in range(3)] == np.asarray(output.logits).argmax(-1).tolist()
+    assert read_back == [4, 4, 12, 12, 3 * VOCAB * 4]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.5, seed=3), Sampling(repetition_penalty=1.3)])
+def test_sampling_reads_single_rows_and_draws_the_same_tokens(on_device, read_back, sampling):
+    found = generated(on_device, sampling=sampling, draft="none").ids
+    assert set(read_back) == {VOCAB * 4}
+    ids, sample = list(PROMPT), Sampler(sampling)
+    for token in found:
+        assert token == sample(on_device.score(ids).logits[-1], ids)
+        ids.append(token)
+
+
+def test_rows_are_arrays_to_numpy(on_device):
+    logits = on_device.session().tree([5, 6, 7], [-1, 0, 1]).logits
+    whole = np.asarray(logits)
+    np.testing.assert_array_equal(np.array([logits[0], logits[1], logits[-1]]), whole)
+    with pytest.raises(IndexError):
+        logits[3]
+
+
+def test_weights_and_caches_are_on_the_device_once(toy, device):
+    gc.collect()
+    before = counter("memory_in_use", 0)
+    engine = Engine.load(toy[0], device="opencl:0")
+    weights, inputs = sum(weight.nbytes for weight in toy[1].values()), 6 * 4
+    assert counter("memory_in_use", 0) - before == weights + inputs and "weights" not in vars(engine.artifact)
+    for name, weight in toy[1].items():
+        np.testing.assert_array_equal(device.host(engine.library.weights[name]), weight)
+    sessions = [engine.session(), engine.session()]
+    assert counter("memory_in_use", 0) - before == weights + inputs + len(sessions) * 2 * SLOTS * WIDTH * 4
+    del engine, sessions
+    gc.collect()
+    assert counter("memory_in_use", 0) == before
+
+
+def test_sessions_do_not_disturb_each_other(on_device, greedy):
+    one, other = on_device.session(), on_device.session()
+    one.extend(greedy[:20])
+    other.extend(greedy[::-1])
+    expected = np.asarray(on_device.session().extend(greedy[:30]))
+    np.testing.assert_allclose(np.asarray(one.extend(greedy[20:30])), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_nothing_leaks_over_loads_of_an_artifact(toy):
+    def resident_kib():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+
+    def load(times):
+        for _ in range(times):
+            generated(Engine.load(toy[0]), max_tokens=2, draft="none")
+        gc.collect()
+
+    load(10)
+    in_use, resident = counter("memory_in_use", 0), resident_kib()
+    load(100)
+    assert counter("memory_in_use", 0) == in_use
+    assert resident_kib() - resident < 4 << 10  # modules that are never freed take 7 MB
+
+
+def test_logits_that_are_not_finite_are_refused(toy, tmp_path):
+    folder = tmp_path / "damaged"
+    weights = write_opencl_artifact(folder)
+    weights["lm_head"][:] = np.nan
+    (folder / "params_shard_0.bin").write_bytes(b"".join(weight.tobytes() for weight in weights.values()))
+    with pytest.raises(UserError, match="the largest logit is nan"):
+        generated(Engine.load(folder))
+
+
+def test_the_device_must_be_what_the_artifact_was_built_for(toy, artifact_folder):
+    with pytest.raises(UserError, match="built for target 'opencl', which device 'cpu' cannot run; .*--target cpu"):
+        Engine.load(toy[0], device="cpu")
+    with pytest.raises(UserError, match="built for target 'cpu', which device 'opencl:0' cannot run; .*--target open"):
+        Engine.load(artifact_folder, device="opencl")
+
+
+@pytest.mark.parametrize("device_name", ["opencl:99", "cuda", "opencl:", "cpu:1", ""])
+def test_devices_that_are_not_there_are_refused(toy, device_name):
+    with pytest.raises(UserError, match=f"device '{device_name}': .*python -m runtime_py devices"):
+        Engine.load(toy[0], device=device_name)
+
+
+def test_failures_of_the_driver_name_the_kernel(on_device, monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("OpenCL: launching kernel mix failed: CL_OUT_OF_RESOURCES (-5)")
+    monkeypatch.setattr(on_device.library, "_forwards", [refuse, refuse])
+    with pytest.raises(UserError, match="failed while running .OpenCL: launching kernel mix failed: CL_OUT_OF_RESOU"):
+        on_device.score([5])
+
+
+def test_the_command_line_runs_on_the_device(toy, tmp_path, capsys, greedy):
+    (tmp_path / "ids.json").write_text(json.dumps(PROMPT))
+    assert main(["generate", str(toy[0]), "--device", "opencl:0", "--ids", str(tmp_path / "ids.json"), "--max-tokens",
+                 "5", "--draft", "none", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["device"] == "opencl:0" and found["ids"] == greedy[len(PROMPT):len(PROMPT) + 5]
+    assert main(["score", str(toy[0]), "--ids", str(tmp_path / "ids.json"), "--logits", str(tmp_path / "l.npy")]) == 0
+    assert np.load(tmp_path / "l.npy").shape == (len(PROMPT), VOCAB)
