@@ -10,9 +10,9 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import kernel
 from ..tiles import CpuTiles
+from ..union import union_tensors
 from .matrix import matrix
 from .rows import rows
-from .union import union_tensors
 from .vector import over_token_tiles, silu, splat
 
 

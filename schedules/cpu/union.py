@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import Kernel, kernel, when
+from ..builder import kernel, when
+from ..union import union_tensors
 
 
 @cache
@@ -42,9 +42,3 @@ def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
             with T.serial(0, n) as token:
                 T.buffer_store(tokens, T.int32(-1), [place, token])
     return k.func
-
-
-def union_tensors(k: Kernel, experts: int, n: Any) -> tuple[T.Buffer, T.Buffer, T.Buffer, T.Buffer]:
-    """Declare the next four parameters: ids, count, uses and tokens of a union."""
-    return (k.tensor((experts,), "int32"), k.tensor((1,), "int32"), k.tensor((experts,), "int32"),
-            k.tensor((experts, n), "int32"))

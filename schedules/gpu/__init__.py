@@ -5,13 +5,20 @@ from ..layout import FLOAT_FORMATS, Q4_FORMATS
 from .attention import attention
 from .cache import append_heads, append_latent, commit
 from .embedding import embedding
+from .encode import encode
+from .gated_silu import gated_silu
 from .latent_query import latent_query
 from .linear import linear
 from .norm import rms_norm
 from .rope import rope_query
+from .router import router
+from .sparse_down import sparse_down
+from .sparse_up import sparse_up
 from .top_k import argmax, top_k
+from .union import union
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
-__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "argmax", "attention", "commit", "embedding",
-           "latent_query", "linear", "rms_norm", "rope_query", "top_k"]
+__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "argmax", "attention", "commit", "embedding", "encode",
+           "gated_silu", "latent_query", "linear", "rms_norm", "rope_query", "router", "sparse_down", "sparse_up",
+           "top_k", "union"]

@@ -1,13 +1,19 @@
 """Building blocks of the GPU kernels: launches, threadgroup memory, private arrays, reductions.
 
 A PrimFunc may hold several launches; the host runs them in order, each sees what the former wrote. All arithmetic on
-indices is 32-bit. ``barrier`` and whatever contains one must be reached by all work-items of a group alike.
-Sums have one fixed order, given the sizes of the work-group.
+indices is 32-bit. Sums have one fixed order, given the size of the work-group.
+
+``barrier`` and whatever contains one must be reached by all work-items of a group alike, and stands outside of
+conditions on what memory holds. TVM adds barriers where it believes that they lack, and refuses to where it cannot: a
+condition must not read threadgroup memory (bind the value first); between two barriers no item may read what another
+one writes; and as arrays that are not needed at the same time share their memory, a barrier belongs between the last
+read of one and the first write of the next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +22,8 @@ from tvm.script.ir_builder import tirx as T
 
 from .. import builder
 from ..builder import choose, when
+
+_UNROLLED = 8  # turns of a loop that work-items split
 
 
 def kernel(origin: str) -> Any:
@@ -84,33 +92,37 @@ def by_tokens(n: Any, token_tiles: Sequence[int], emit: Callable[[int], None]) -
 
 def strided(first: Any, count: Any, step: int, body: Callable[[Any], None]) -> None:
     """``body(i)`` for i = first, first + step, … < count: a work-item's share where ``step`` of them split a loop."""
-    if isinstance(count, int) and count <= step:
-        if count == step:
-            body(first)
-        else:
-            with when(first < count):
-                body(first)
-        return
-    with T.serial(0, T.floordiv(T.max(count - first, 0) + (step - 1), step)) as turn:
-        body(T.bind(first + turn * step))
+    if isinstance(count, int) and count <= _UNROLLED * step:
+        for start in range(0, count, step):
+            i = first + start
+            if start + step <= count:
+                body(i)
+            else:
+                with when(i < count):
+                    body(i)
+    else:
+        with T.serial(0, T.floordiv(T.max(count - first, 0) + (step - 1), step)) as turn:
+            body(T.bind(first + turn * step))
 
 
 def reduce(item: Any, items: int, values: Sequence[Any], combine: Callable[[Any, Any], Any],
            dtype: str = "float32") -> list[Any]:
-    """The ``values`` of each of a group's ``items`` work-items (a power of two), combined as a balanced tree; all
-    items get the results. Contains barriers. ``item``: index in the group."""
-    memory = shared((len(values), items), dtype)
+    """The ``values`` of each of a group's ``items`` work-items, combined in two steps of fixed order; all items get
+    the results. Contains two barriers. ``item``: index in the group; ``items``: a multiple of 16."""
+    parts = 16
+    memory, partial = shared((len(values), items), dtype), shared((len(values), parts), dtype)
+
+    def fold(terms: Iterable[Any]) -> Any:
+        return functools.reduce(combine, terms)
+
     for j, value in enumerate(values):
         T.buffer_store(memory, value, [j, item])
     barrier()
-    width = items // 2
-    while width:
-        with when(item < width):
-            for j in range(len(values)):
-                T.buffer_store(memory, combine(memory[j, item], memory[j, item + width]), [j, item])
-        barrier()
-        width //= 2
-    return [T.bind(memory[j, 0]) for j in range(len(values))]
+    with when(item < parts):
+        for j in range(len(values)):
+            T.buffer_store(partial, fold(memory[j, item + first] for first in range(0, items, parts)), [j, item])
+    barrier()
+    return [T.bind(fold(partial[j, i] for i in range(parts))) for j in range(len(values))]
 
 
 def total(item: Any, items: int, *values: Any) -> list[Any]:

@@ -172,13 +172,16 @@ def matrix(kernel: Kernel, weight_format: str, shape: Sequence[int], tile: int) 
     return (FloatMatrix if weight_format in FLOAT_FORMATS else Q4Matrix)(kernel, weight_format, shape, tile)
 
 
-def finish(tiles: GpuTiles, acc: Local, lane: Any, slice_index: Any, write: Callable[[Any, Any], None]) -> None:
+def finish(tiles: GpuTiles, acc: Local, lane: Any, slice_index: Any, write: Callable[[Any, Any], None],
+           active: Any = None) -> None:
     """Add up the sums of an output's slices, first to last, then ``write(t, sum)`` for each token t of the tile, by
-    one work-item each. Contains a barrier."""
+    one work-item each. Contains a barrier. ``active``: whether the group has anything to write (None: it has)."""
     slices, tokens = tiles.slices, acc.size
+    active = T.bool(True) if active is None else active
     partial = shared((slices, tokens, LANES))
-    for t in range(tokens):
-        T.buffer_store(partial, acc[t], [slice_index, t, lane])
+    with when(active):
+        for t in range(tokens):
+            T.buffer_store(partial, acc[t], [slice_index, t, lane])
     barrier()
 
     def add_up(t: Any) -> None:
@@ -187,4 +190,5 @@ def finish(tiles: GpuTiles, acc: Local, lane: Any, slice_index: Any, write: Call
             result = result + partial[part, t, lane]
         write(t, T.bind(result))
 
-    strided(slice_index, tokens, slices, add_up)
+    with when(active):
+        strided(slice_index, tokens, slices, add_up)

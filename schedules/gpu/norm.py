@@ -44,4 +44,9 @@ def norm_factor(tiles: GpuTiles, item: Any, width: int, eps: float, read: Callab
 
     strided(item, width, tiles.items, square)
     (result,) = total(item, tiles.items, squares[0])
-    return T.bind(T.rsqrt(result / T.float32(width) + T.float32(eps)))
+    return T.bind(inverse_root(result, width, eps))
+
+
+def inverse_root(squares: Any, width: int, eps: float) -> Any:
+    """1 / sqrt(squares / width + eps)"""
+    return T.rsqrt(squares / T.float32(width) + T.float32(eps))

@@ -1,0 +1,93 @@
+"""The router: norm of the layer's input, expert logits, ReLU, norm over the expert axis (BlockFFN, eq. 2-3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import tvm
+from tvm.script.ir_builder import tirx as T
+
+from ..builder import when
+from ..tiles import GpuTiles
+from .grid import Local, barrier, by_tokens, ceil_div, float32, kernel, launch, strided, total
+from .linear import token_rows
+from .matrix import LANES, finish, matrix
+from .norm import inverse_root, norm_factor
+
+_MOST_TOKENS = 8  # of a tile: the sums of squares take a float of each work-item for each token
+
+
+@cache
+def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, norm_scale: float,
+           dtype: str = "float32", activations: str = "f32") -> tvm.tirx.PrimFunc:
+    """h = rms_norm(x); scores = norm(relu(router(h))); parameters as the CPU kernel's. The first launch computes h and
+    relu(router(h)), a tile of experts for a tile of tokens in each work-group; the second, unless ``norm`` is "none",
+    the norm of each token's scores."""
+    with kernel(__name__) as k:
+        n = k.rows_var()
+        x = k.tensor((n, hidden))
+        input_weight = k.tensor((hidden,), dtype)
+        w = matrix(k, dtype, (experts, hidden), tiles.output_tile)
+        weight = k.tensor((experts,), dtype) if norm == "rms" else None
+        h = k.tensor((n, hidden))
+        scores = k.tensor((n, experts))
+
+        def emit(tokens: int) -> None:
+            with launch((w.tiles, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+                first, output, item = block * tokens, w.output(tile, lane), part * LANES + lane
+                squares = Local(tokens, 0.0)
+
+                def square(i: Any) -> None:
+                    for t in range(tokens):
+                        value = T.bind(x[T.min(first + t, n - 1), i])
+                        squares.add(t, value * value)
+
+                strided(item, hidden, tiles.items, square)
+                inverse = Local(tokens)
+                for t, value in enumerate(total(item, tiles.items, *(squares[t] for t in range(tokens)))):
+                    inverse.set(t, inverse_root(value, hidden, eps))
+
+                def normalise(i: Any) -> None:
+                    scale = T.bind(float32(input_weight[i]))
+                    for t in range(tokens):
+                        with when(first + t < n):
+                            T.buffer_store(h, x[first + t, i] * inverse[t] * scale, [first + t, i])
+
+                with when(tile == 0):
+                    strided(item, hidden, tiles.items, normalise)
+                acc = Local(tokens, 0.0)
+                w.accumulate(acc, (), output, token_rows(x, first, tokens, n), part, tiles.slices, input_weight)
+                for t in range(tokens):
+                    acc.set(t, acc[t] * inverse[t])
+
+                def write(t: Any, value: Any) -> None:
+                    with when(T.And(w.owns(tile, lane), first + t < n)):
+                        T.buffer_store(scores, T.max(value, T.float32(0)), [first + t, output])
+
+                barrier()  # before ``finish`` reuses the memory of ``total``
+                finish(tiles, acc, lane, part, write)
+
+        by_tokens(n, [tokens for tokens in tiles.token_tiles if tokens <= _MOST_TOKENS], emit)
+        if norm != "none":
+            with launch((n,), (tiles.items,)) as ((row,), (item,)):
+                if norm == "rms":
+                    factor = norm_factor(tiles, item, experts, eps, lambda i: scores[row, i])
+                else:
+                    factor = _sum_factor(tiles, item, experts, norm_scale, lambda i: scores[row, i])
+
+                def scale(i: Any) -> None:
+                    value = scores[row, i] * factor
+                    T.buffer_store(scores, value if weight is None else value * float32(weight[i]), [row, i])
+
+                strided(item, experts, tiles.items, scale)
+    return k.func
+
+
+def _sum_factor(tiles: GpuTiles, item: Any, width: int, scale: float, read: Callable[[Any], Any]) -> Any:
+    """1 / (scale * the sum of read(i) over i < ``width`` + 1e-5), for all items of a group. Contains barriers."""
+    part = Local(1, 0.0)
+    strided(item, width, tiles.items, lambda i: part.add(0, read(i)))
+    (result,) = total(item, tiles.items, part[0])
+    return T.bind(T.float32(1) / (result * T.float32(scale) + T.float32(1e-5)))
