@@ -14,14 +14,14 @@ _NEEDED_FLAGS = {"avx512vnni": _AVX512 | {"avx512_vnni"}, "avx512": _AVX512, "av
                  "avx2": _AVX2, "sse": set(), "dotprod": {"asimddp"}, "neon": set()}
 
 
-def check_host(host: str, where: str | Path) -> None:
-    """``host`` is "MACHINE PROCESSOR, UNIT", for example "x86_64 znver4, avx512".
+def check_host(host: str, where: str | Path, target: str = "cpu") -> None:
+    """``host`` is "MACHINE PROCESSOR, UNIT", for example "x86_64 znver4, avx512". ``target``: to rebuild for.
 
     Raises UserError when this machine is another architecture or (on Linux) lacks the vector unit.
     """
     machine, _, rest = host.partition(" ")
     unit = rest.rpartition(", ")[2]
-    rebuild = "rebuild it on this machine with: python build.py --target cpu --model MODEL"
+    rebuild = f"rebuild it on this machine with: python build.py --target {target} --model MODEL"
     if machine != platform.machine():
         raise UserError(f"{where}: compiled for {host}, this machine is {platform.machine()}; {rebuild}")
     missing = missing_flags(unit)

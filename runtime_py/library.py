@@ -178,7 +178,7 @@ def _check_compatible(artifact: Artifact, device: Device) -> None:
     if kind_of_target(artifact.target) != device.kind:
         raise UserError(f"{artifact.path}: built for target {artifact.target!r}, which device {device.name!r} cannot "
                         f"run; {rebuild}")
-    check_host(artifact.host, artifact.path)
+    check_host(artifact.host, artifact.path, device.kind)
     installed = installed_version()
     if installed.split(".")[:2] != artifact.tvm_version.split(".")[:2]:
         raise UserError(f"{artifact.path}: compiled by TVM {artifact.tvm_version}, installed is TVM {installed}; "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blockffn_mlc.errors import UserError
 
-from ..files import cache_folder
+from ..files import CACHE_VARIABLE, cache_folder
 from ..tvm_runtime import installed_version, load_runtime, runtime_library
 from .program_cache import register_program_cache
 
@@ -40,7 +40,11 @@ def _built() -> Path:
     sources = sorted(_SOURCES.iterdir())
     parts = [part for path in sources for part in (path.name, path.read_text())]
     parts += [*_FLAGS, installed_version(), version("apache-tvm-ffi"), platform.machine(), str(runtime_library())]
-    folder = cache_folder() / "native"
+    try:
+        folder = cache_folder() / "native"
+    except RuntimeError:
+        raise UserError("the OpenCL runtime is compiled into a cache folder, and this user has no home folder; "
+                        f"set {CACHE_VARIABLE} to a folder") from None
     library = folder / f"opencl-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
     if not library.is_file():
         try:

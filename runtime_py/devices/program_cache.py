@@ -25,7 +25,7 @@ def load_binary(key: bytes) -> bytes | None:
     """The binary stored for ``key``; None when there is none, or it is damaged."""
     try:
         entry = _path(key).read_bytes()
-    except OSError:
+    except (OSError, RuntimeError):  # none, or a user without a home
         return None
     digest, binary = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
     return binary if hashlib.sha256(binary).digest() == digest else None
@@ -33,8 +33,8 @@ def load_binary(key: bytes) -> bytes | None:
 
 def store_binary(key: bytes, binary: bytes) -> None:
     """Keep ``binary`` for ``key``. A folder that cannot be written costs the next process a compilation."""
-    path = _path(key)
-    with suppress(OSError, UserError):
+    with suppress(OSError, RuntimeError, UserError):
+        path = _path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_bytes(hashlib.sha256(binary).digest() + binary)

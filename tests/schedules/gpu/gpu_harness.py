@@ -37,7 +37,7 @@ def has_half():
     from runtime_py.devices import list_devices
 
     device()
-    return any(entry.get("fp16") for entry in list_devices() if entry.get("name") == "opencl:0")
+    return any(entry.get("fp16") for entry in list_devices() if entry["device"] == "opencl:0")
 
 
 def skip_unless_it_computes(weight_format: str) -> None:

@@ -1,0 +1,103 @@
+"""The devices command, and devices by their number."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from opencl_kernels import compile_scale
+
+from blockffn_mlc.errors import UserError
+from runtime_py.cli import main
+from runtime_py.devices import Device, find_device, list_devices, listing
+from runtime_py.tvm_runtime import load_runtime, physical_cores
+
+ROOT = Path(__file__).resolve().parents[3]
+MODULE = "runtime_py.devices.listing"
+
+
+def test_the_processor_comes_first():
+    cpu = list_devices()[0]
+    assert cpu["device"] == "cpu" and cpu["compute_units"] == physical_cores() and cpu["memory_bytes"] > 1 << 28
+    assert find_device("cpu").name == "cpu" and not find_device("cpu").copies
+
+
+def test_facts_of_opencl_devices(device, capsys):
+    assert main(["devices", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["devices"]
+    assert entries == list_devices()
+    found = entries[1]
+    assert found["device"] == "opencl:0" == device.name and found["name"] == device.product
+    assert found["type"] in ("GPU", "CPU", "accelerator") and isinstance(found["fp16"], bool)
+    assert found["driver"] and found["platform"] and found["version"].startswith("OpenCL ")
+    assert found["memory_bytes"] >= found["max_allocation_bytes"] > 1 << 24
+    assert found["local_memory_bytes"] >= 1 << 14 and found["max_work_group_size"] >= 1
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"^opencl:0 +{re.escape(found['name'])}$", shown, re.M)
+    assert f"{found['max_allocation_bytes'] >> 20} MiB in one buffer" in shown
+    assert f"{found['max_work_group_size']} work-items in a group" in shown and "fp16" in shown
+
+
+def test_reasons_why_there_is_none(monkeypatch, capsys):
+    def missing(kind):
+        raise UserError("ninja is missing")
+    monkeypatch.setattr(f"{MODULE}.load", missing)
+    assert list_devices()[1] == {"device": "opencl", "unavailable": "ninja is missing"}
+    monkeypatch.setattr(f"{MODULE}.load", lambda kind: None)
+    monkeypatch.setattr(load_runtime(), "get_global_func", lambda *_, **__: list)
+    assert main(["devices"]) == 0
+    assert "opencl     unavailable: no OpenCL driver has a device here; install" in capsys.readouterr().out
+
+
+def test_an_opencl_runtime_of_tvms_own_is_asked_what_it_knows(monkeypatch):
+    class Found(Device):
+        def __init__(self, kind, index):
+            self.kind, self.index = kind, index
+
+        exists = property(lambda self: self.index < 2)
+        product = property(lambda self: f"device {self.index}")
+    Found.__abstractmethods__ = frozenset()
+    monkeypatch.setattr(f"{MODULE}.load", lambda kind: None)
+    monkeypatch.setattr(load_runtime(), "get_global_func", lambda *_, **__: None)
+    monkeypatch.setattr(listing, "Accelerator", Found)
+    assert list_devices()[1:] == [{"device": f"opencl:{index}", "name": f"device {index}"} for index in range(2)]
+
+
+TWO_DEVICES = """
+import sys
+import numpy as np
+from runtime_py.devices import find_device, list_devices
+from runtime_py.tvm_runtime import load_runtime
+
+ffi = load_runtime()
+devices = [find_device(entry["device"]) for entry in list_devices()[1:]]
+assert [device.name for device in devices] == ["opencl:0", "opencl:1"], devices
+main = ffi.load_module(sys.argv[1])["main"]
+counter = ffi.get_global_func("blockffn.opencl.memory_in_use")
+values = np.arange(1000, dtype="f4")
+for turn in range(3):
+    for index, device in enumerate(devices):
+        x, y = device.tensor(values), device.zeros((1000,), "float32")
+        main(x, float(index + 2), y)
+        np.testing.assert_array_equal(device.host(y), values * (index + 2))
+        del x, y
+        assert counter(0) == counter(1) == 0
+x, y = devices[0].tensor(values), devices[1].zeros((1000,), "float32")
+assert counter(0) == counter(1) == 4000
+ffi.get_global_func("runtime.TVMTensorCopyFromTo")(x, y)
+np.testing.assert_array_equal(devices[1].host(y), values)
+"""
+
+
+def test_two_devices_are_told_apart_by_number(device, tmp_path):
+    """PoCL, the driver that runs on processors, shows as many as it is told to."""
+    if "Portable Computing Language" not in list_devices()[1]["platform"]:
+        pytest.skip("this machine lacks a driver that can show two devices")
+    library = compile_scale(tmp_path / "scale.so")
+    result = subprocess.run([sys.executable, "-c", TWO_DEVICES, str(library)], cwd=ROOT, capture_output=True, text=True,
+                            timeout=120, env=os.environ | {"POCL_DEVICES": "pthread basic"})
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,96 @@
+"""Compiling the OpenCL runtime: once, and with a sentence about what is missing."""
+
+import os
+import shutil
+
+import pytest
+
+from blockffn_mlc.errors import UserError
+from runtime_py.devices import load, native
+from runtime_py.tvm_runtime import load_runtime
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """compiler(text): a C++ compiler that only complains."""
+    def compiler(text):
+        script = tmp_path / "c++"
+        script.write_text(f"#!/bin/sh\necho '{text}' >&2\nexit 1\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("CXX", str(script))
+    return compiler
+
+
+@pytest.mark.parametrize(("tool", "words"), [("c++", r"a C\+\+ compiler \(c\+\+\) is missing"),
+                                             ("ninja", "ninja is missing")])
+def test_missing_tools_are_named(monkeypatch, tool, words):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else f"/bin/{name}")
+    with pytest.raises(UserError, match=f"{words}; install it, for example with: apt install g"):
+        native._built()
+
+
+@pytest.mark.parametrize(("said", "words"), [
+    ("opencl/errors.h:4:10: fatal error: CL/cl.h: No such file or directory", r"headers \(CL/cl.h\) is missing"),
+    ("opencl/errors.h:4:10: fatal error: CL/cl.h file not found", "opencl-headers"),
+    ("/usr/bin/ld: cannot find -lOpenCL: No such file or directory", r"loader \(libOpenCL\) is missing; .*ocl-icd"),
+    ("ld.lld: error: unable to find library -lOpenCL", r"loader \(libOpenCL\) is missing"),
+    ("device_api.cc:6:10: fatal error: tvm/runtime/device_api.h: No such file", "TVM.s headers is missing")])
+def test_missing_headers_and_libraries_are_named(device, compiler, said, words):
+    compiler(said)
+    with pytest.raises(UserError, match=words) as caught:
+        native._built()
+    assert "\n" not in str(caught.value)
+
+
+def test_other_complaints_are_kept_for_reading(device, compiler, cache):
+    compiler("internal compiler error: out of ideas")
+    with pytest.raises(UserError, match="cannot be compiled; what the compiler says is in .*opencl-build.log"):
+        native._built()
+    assert "out of ideas" in (cache / "native" / "opencl-build.log").read_text()
+    assert [path.name for path in (cache / "native").iterdir()] == ["opencl-build.log"]
+
+
+def test_it_is_compiled_once_for_a_source_and_a_tvm(device, cache, monkeypatch):
+    compiled = []
+
+    def compile(sources, folder):
+        compiled.append(sources)
+        path = f"{folder}/made.so"
+        with open(path, "w") as file:
+            file.write("library")
+        return path
+    monkeypatch.setattr(native, "_compile", compile)
+    first = native._built()
+    assert native._built() == first and len(compiled) == 1 and first.read_text() == "library"
+    assert list((cache / "native").iterdir()) == [first]
+    assert {os.path.basename(path) for path in compiled[0]} == {"device.cc", "device_api.cc", "module.cc"}
+    monkeypatch.setattr(native, "installed_version", lambda: "another")
+    assert native._built() != first and len(compiled) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="file/native: the OpenCL runtime cannot be built there"):
+        native._built()
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+    monkeypatch.setattr(native, "cache_folder", homeless)
+    with pytest.raises(UserError, match="set BLOCKFFN_CACHE"):
+        native._built()
+
+
+def test_a_runtime_that_tvm_has_is_not_replaced(monkeypatch):
+    monkeypatch.setattr(native, "_built", lambda: pytest.fail("compiled without need"))
+    monkeypatch.setattr(load_runtime(), "get_global_func", lambda *_, **__: print)
+    load("opencl")

@@ -1,0 +1,69 @@
+"""Compiled OpenCL programs on disk."""
+
+import numpy as np
+import pytest
+from opencl_kernels import ADD, FLOAT32, INT32, POINTER, address, counter, load_kernel
+
+from runtime_py.devices import program_cache
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path))
+    return tmp_path / "opencl"
+
+
+@pytest.fixture
+def compilations(device):
+    """compilations(source): what running a new module of ``source``, a form of ADD, makes the driver compile."""
+    def compilations(source=ADD):
+        before, tensor = counter("compilations"), device.zeros((3,), "float32")
+        load_kernel("add", source, (POINTER, FLOAT32, INT32))(address(tensor), 2.0, 3, 1, 3)
+        np.testing.assert_array_equal(device.host(tensor), [2, 2, 2])
+        return counter("compilations") - before
+    return compilations
+
+
+def test_a_program_is_compiled_once(compilations, folder):
+    assert [compilations() for _ in range(3)] == [1, 0, 0]
+    assert [path.suffix for path in folder.iterdir()] == [".bin"]
+
+
+def test_another_source_is_another_program(compilations, folder):
+    other = ADD.replace("x[i] += value", "x[i] = x[i] + value")
+    assert [compilations(source) for source in (ADD, other, ADD, other)] == [1, 1, 0, 0]
+    assert len(list(folder.iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:len(data) // 2], lambda data: data[:20],
+                                    lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_damaged_entries_are_made_again(compilations, folder, damage):
+    compilations()
+    (entry,) = folder.iterdir()
+    good = entry.read_bytes()
+    entry.write_bytes(damage(good))
+    assert [compilations(), compilations()] == [1, 0]
+    assert len(entry.read_bytes()) == len(good)
+
+
+def test_a_binary_that_the_driver_refuses_is_made_again(compilations, folder, monkeypatch):
+    keys = []
+    store = program_cache.store_binary
+    monkeypatch.setattr(program_cache, "_path", lambda key: keys.append(key) or folder / "entry.bin")
+    compilations()
+    store(keys[0], b"no program")
+    assert [compilations(), compilations()] == [1, 0]
+    assert ADD.encode() in keys[0] and len(keys[0].split(b"\n")) > 5  # platform, device, version, driver, source
+
+
+def test_a_folder_that_cannot_be_written_costs_a_compilation(compilations, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "file"))
+    assert [compilations(), compilations()] == [1, 1]
+
+
+def test_a_user_without_a_home_can_run_kernels(compilations, monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+    monkeypatch.setattr(program_cache, "cache_folder", homeless)
+    assert [compilations(), compilations()] == [1, 1]
