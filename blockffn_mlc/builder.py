@@ -94,7 +94,7 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
-                  context, chunk, draft)
+                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None)
     prefix = system_lib_prefix(prefix, name, quantization_name)
     graph = build_graph(build)
     if target.limits:

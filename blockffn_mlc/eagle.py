@@ -13,7 +13,18 @@ from schedules.rope_table import rope_table
 from .attention import Chunk, GroupedQueryAttention, cache_shape
 from .checkpoint.draft import PREFIX
 from .draft_config import MAX_TOP_K
-from .layers import Build, Encode, Linear, RMSNorm, activation_spec, call, matrix_parameter, parameter
+from .layers import (
+    Build,
+    Encode,
+    Linear,
+    RMSNorm,
+    activation_spec,
+    blocks,
+    blocks_option,
+    blocks_parameter,
+    call,
+    parameter,
+)
 
 
 def attention_build(build: Build) -> Build:
@@ -67,8 +78,8 @@ class Eagle(nn.Module):
         self.vocabulary, self.k = (describe_draft(build)[name] for name in ("vocab_size", "top_k"))
         rows = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
         token_ids = None if draft.token_ids is None else np.array(draft.token_ids, np.int32)
-        self.lm_head = matrix_parameter(
-            (self.vocabulary, hidden), formats.weight_format, tiles.output_tile, rows,
+        self.lm_head = blocks_parameter(
+            build, (self.vocabulary, hidden), rows,
             lambda source: source.read(rows) if token_ids is None else source.read(rows)[token_ids])
         self.token_ids = None
         if token_ids is not None:
@@ -80,7 +91,8 @@ class Eagle(nn.Module):
                 (build.context_window, draft.config.head_dim), "float32", lambda _: rope_table(
                     build.context_window, draft.config.head_dim, c.rope_theta, c.rope_scaling_factor))
         self.pick = kernels.encode(tiles, hidden, build.activations, scale=c.logit_scale, gather=True)
-        self.head = kernels.linear(tiles, hidden, self.vocabulary, formats.weight_format, build.activations)
+        self.head = kernels.linear(tiles, hidden, self.vocabulary, formats.weight_format, build.activations,
+                                   **blocks_option(self.lm_head))
         self.top_k = kernels.top_k(tiles, self.vocabulary, self.k, mapped=token_ids is not None)
 
     def forward(self, embedding: nn.Tensor, hidden: nn.Tensor, chunk: Chunk, rows: nn.Tensor,
@@ -95,7 +107,7 @@ class Eagle(nn.Module):
             x = layer(x, chunk, cache)
         picked = call(self.pick, "draft_rows", [x, rows],
                       activation_spec(self.build, (m, self.build.config.hidden_size)))
-        logits = call(self.head, "draft_head", [picked, self.lm_head], ((m, self.vocabulary), "float32"))
+        logits = call(self.head, "draft_head", [picked, *blocks(self.lm_head)], ((m, self.vocabulary), "float32"))
         lists = [logits] if self.token_ids is None else [logits, self.token_ids]
         tokens, log_probs = call(self.top_k, "top_k", lists, ((m, self.k), "int32"), ((m, self.k), "float32"))
         return tokens, log_probs, logits, x

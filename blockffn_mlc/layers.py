@@ -15,8 +15,8 @@ from tvm.relax.frontend.nn import op
 
 from schedules import q4
 from schedules.activations import activation_shape
-from schedules.layout import FLOAT_FORMATS, Q4_SCALE_DTYPES, pack_rows, stored_shape
-from schedules.tiles import CpuTiles
+from schedules.layout import FLOAT_FORMATS, Q4_SCALE_DTYPES, pack_rows, row_blocks, stored_shape
+from schedules.tiles import CpuTiles, GpuTiles
 
 from .checkpoint.draft import Draft
 from .config import BlockFFNConfig
@@ -29,16 +29,17 @@ LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape 
 @dataclass(frozen=True)
 class Build:
     """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits, the draft
-    model if there is to be one."""
+    model if there is to be one. ``largest_buffer``: bytes that the device can hold in one piece, None if any number."""
 
     config: BlockFFNConfig
     quantization: Quantization
     activations: str  # what matrices are multiplied by: one of schedules.activations
     kernels: ModuleType
-    tiles: CpuTiles
+    tiles: CpuTiles | GpuTiles
     context_window: int
     prefill_chunk: int
     draft: Draft | None = None
+    largest_buffer: int | None = None
 
 
 def parameter(shape: Sequence[int], dtype: str, read: Callable[[Any], np.ndarray]) -> nn.Parameter:
@@ -73,6 +74,33 @@ def matrix_parameter(shape: Sequence[int], weight_format: str, tile: int, name: 
     return result
 
 
+def blocks_parameter(build: Build, shape: tuple[int, int], name: str,
+                     read_rows: Callable[[Any], np.ndarray]) -> nn.Parameter | nn.ParameterList:
+    """A packed matrix [out, in], or blocks of its rows where the device has no buffer for all of it."""
+    weight_format, tile = build.quantization.weight_format, build.tiles.output_tile
+    counts = row_blocks(weight_format, shape, tile, build.largest_buffer)
+    if len(counts) == 1:
+        return matrix_parameter(shape, weight_format, tile, name, read_rows)
+
+    def block(first: int, count: int) -> nn.Parameter:
+        return matrix_parameter((count, shape[1]), weight_format, tile, name,
+                                lambda checkpoint: read_rows(checkpoint)[first : first + count])
+
+    return nn.ParameterList([block(sum(counts[:i]), count) for i, count in enumerate(counts)])
+
+
+def blocks(weight: nn.Parameter | nn.ParameterList) -> list[nn.Parameter]:
+    """The tensors of a ``blocks_parameter``, a kernel's arguments."""
+    return [weight] if isinstance(weight, nn.Parameter) else list(weight)
+
+
+def blocks_option(weight: nn.Parameter | nn.ParameterList) -> dict[str, tuple[int, ...]]:
+    """What to tell a kernel of them: nothing, or how many rows each has."""
+    if isinstance(weight, nn.Parameter):
+        return {}
+    return {"row_blocks": tuple(block.attrs[LOGICAL_SHAPE][0] for block in weight)}
+
+
 def call(func: tvm.tirx.PrimFunc, name: str, args: Sequence[Any], *outputs: tuple[Sequence[Any], str]) -> Any:
     """Bind a kernel; ``outputs`` are (shape, dtype). Returns a tensor, or a tuple for several."""
     out = [nn.Tensor.placeholder(tuple(shape), dtype) for shape, dtype in outputs]
@@ -97,14 +125,14 @@ class Linear(nn.Module):
             return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
         weight_format = build.quantization.weight_format
-        self.weight = matrix_parameter((outputs, inputs), weight_format, build.tiles.output_tile, names[0], stacked)
+        self.weight = blocks_parameter(build, (outputs, inputs), names[0], stacked)
         self.bias = vector_parameter(build, [f"{name}.bias" for name in names], outputs) if bias else None
         self.kernel = build.kernels.linear(build.tiles, inputs, outputs, weight_format, build.activations,
                                            bias_dtype=build.quantization.model_dtype if bias else "",
-                                           **kernel_options)
+                                           **blocks_option(self.weight), **kernel_options)
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor | None = None) -> nn.Tensor:
-        args = [tensor for tensor in (x, self.weight, self.bias, residual) if tensor is not None]
+        args = [tensor for tensor in (x, *blocks(self.weight), self.bias, residual) if tensor is not None]
         return call(self.kernel, self.name, args, ((x.shape[0], self.outputs), "float32"))
 
 
@@ -145,14 +173,16 @@ class Embedding(nn.Module):
         name = "model.embed_tokens.weight"
         weight_format = build.quantization.weight_format
         self.width, self.vocab = config.hidden_size, config.vocab_size
-        self.weight = matrix_parameter((self.vocab, self.width), weight_format, build.tiles.output_tile, name,
-                                       lambda checkpoint: checkpoint.read(name))
-        self.kernel = build.kernels.embedding(build.tiles, self.vocab, self.width, weight_format, config.scale_emb)
-        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, weight_format, build.activations)
+        self.weight = blocks_parameter(build, (self.vocab, self.width), name, lambda checkpoint: checkpoint.read(name))
+        options = blocks_option(self.weight)
+        self.kernel = build.kernels.embedding(build.tiles, self.vocab, self.width, weight_format, config.scale_emb,
+                                              **options)
+        self.head = build.kernels.linear(build.tiles, self.width, self.vocab, weight_format, build.activations,
+                                         **options)
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
-        return call(self.kernel, "embedding", [ids, self.weight], ((ids.shape[0], self.width), "float32"))
+        return call(self.kernel, "embedding", [ids, *blocks(self.weight)], ((ids.shape[0], self.width), "float32"))
 
     def logits(self, hidden: nn.Tensor) -> nn.Tensor:
         """hidden activations [m, H] -> f32 [m, V] through the embedding's own rows."""
-        return call(self.head, "lm_head", [hidden, self.weight], ((hidden.shape[0], self.vocab), "float32"))
+        return call(self.head, "lm_head", [hidden, *blocks(self.weight)], ((hidden.shape[0], self.vocab), "float32"))

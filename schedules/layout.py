@@ -9,6 +9,7 @@ hold the 4-bit codes, the rest one scale per output. Codes and scales follow MLC
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -30,6 +31,20 @@ def stored_shape(weight_format: str, shape: Sequence[int], tile: int) -> tuple[t
     blocks = tile_count(outputs, Q4_BLOCK), tile_count(inputs, Q4_BLOCK)
     scale_words = Q4_BLOCK * np.dtype(Q4_SCALE_DTYPES[weight_format]).itemsize // 4
     return (*outer, *blocks, Q4_CODE_WORDS + scale_words), "uint32"
+
+
+def row_blocks(weight_format: str, shape: tuple[int, int], tile: int, largest: int | None) -> tuple[int, ...]:
+    """Rows of each block that a logical matrix [out, in] is cut into so that no block is stored in more than
+    ``largest`` bytes (None: any number): as few as possible, all but the last of one size."""
+    outputs, inputs = shape
+    step = max(tile, Q4_BLOCK)
+    stored, dtype = stored_shape(weight_format, (step, inputs), tile)
+    steps = tile_count(outputs, step)
+    if largest is not None:
+        fitting = max(1, largest // (math.prod(stored) * np.dtype(dtype).itemsize))
+        steps = tile_count(steps, tile_count(steps, fitting))
+    rows = steps * step
+    return tuple(min(rows, outputs - first) for first in range(0, outputs, rows))
 
 
 def tile_count(outputs: int, tile: int) -> int:

@@ -14,16 +14,22 @@ from .matrix import matrix
 
 
 @cache
-def embedding(tiles: GpuTiles, vocab: int, width: int, weight_format: str, scale: float) -> tvm.tirx.PrimFunc:
-    """y[t] = table[ids[t]] * scale; parameters as the CPU kernel's. A work-item takes an element."""
+def embedding(tiles: GpuTiles, vocab: int, width: int, weight_format: str, scale: float, *,
+              row_blocks: tuple[int, ...] = ()) -> tvm.tirx.PrimFunc:
+    """y[t] = table[ids[t]] * scale; parameters as the CPU kernel's, but the table in blocks of so many rows if
+    ``row_blocks`` is given. A work-item takes an element."""
     with kernel(__name__) as k:
         n = k.rows_var()
         ids = k.tensor((n,), "int32")
-        table = matrix(k, weight_format, (vocab, width), tiles.output_tile)
+        blocks = [matrix(k, weight_format, (rows, width), tiles.output_tile) for rows in row_blocks or (vocab,)]
         y = k.tensor((n, width))
 
         with launch((ceil_div(width, tiles.items), n), (tiles.items,)) as ((block, row), (item,)):
             i = T.bind(block * tiles.items + item)
-            with when(i < width):
-                T.buffer_store(y, table.element((), ids[row], i) * T.float32(scale), [row, i])
+            token = T.bind(ids[row])
+            before = 0
+            for table in blocks:
+                with when(T.And(i < width, T.And(token >= before, token < before + table.outputs))):
+                    T.buffer_store(y, table.element((), token - before, i) * T.float32(scale), [row, i])
+                before += table.outputs
     return k.func

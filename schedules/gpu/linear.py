@@ -11,25 +11,33 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import when
 from ..tiles import GpuTiles
 from .grid import Local, by_tokens, ceil_div, float32, kernel, launch
-from .matrix import LANES, Row, finish, matrix
+from .matrix import LANES, Matrix, Row, finish, matrix
 
 
 @cache
 def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "float32", activations: str = "f32", *,
-           bias_dtype: str = "", residual_scale: float | None = None) -> tvm.tirx.PrimFunc:
-    """y[t, o] = sum_k x[t, k] * w[o, k] (+ bias); parameters as the CPU kernel's. A work-group computes a tile of
-    outputs for a tile of tokens."""
+           bias_dtype: str = "", residual_scale: float | None = None,
+           row_blocks: tuple[int, ...] = ()) -> tvm.tirx.PrimFunc:
+    """y[t, o] = sum_k x[t, k] * w[o, k] (+ bias); parameters as the CPU kernel's, but w in blocks of so many rows if
+    ``row_blocks`` is given, with a launch each. A work-group computes a tile of outputs for a tile of tokens."""
     with kernel(__name__) as k:
         n = k.rows_var()
         x = k.tensor((n, inputs))
-        w = matrix(k, weight_format, (outputs, inputs), tiles.output_tile)
+        blocks = [matrix(k, weight_format, (rows, inputs), tiles.output_tile) for rows in row_blocks or (outputs,)]
         b = k.tensor((outputs,), bias_dtype) if bias_dtype else None
         residual = k.tensor((n, outputs)) if residual_scale is not None else None
         y = k.tensor((n, outputs))
 
         def emit(tokens: int) -> None:
+            before = 0
+            for w in blocks:
+                emit_block(tokens, w, before)
+                before += w.outputs
+
+        def emit_block(tokens: int, w: Matrix, before: int) -> None:
             with launch((w.tiles, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
                 first, output = block * tokens, w.output(tile, lane)
+                column = before + output
                 acc = Local(tokens, 0.0)
                 w.accumulate(acc, (), output, token_rows(x, first, tokens, n), part, tiles.slices)
 
@@ -37,10 +45,10 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
                     row = first + t
                     with when(T.And(w.owns(tile, lane), row < n)):
                         if b is not None:
-                            value = value + float32(b[output])
+                            value = value + float32(b[column])
                         if residual is not None:
-                            value = residual[row, output] + T.float32(residual_scale) * value
-                        T.buffer_store(y, value, [row, output])
+                            value = residual[row, column] + T.float32(residual_scale) * value
+                        T.buffer_store(y, value, [row, column])
 
                 finish(tiles, acc, lane, part, write)
 
