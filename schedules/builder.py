@@ -27,8 +27,9 @@ class Kernel:
         return T.match_buffer(T.arg("tensor", T.handle()), tuple(shape), dtype)
 
     def scalar(self, name: str) -> tvm.tirx.Var:
-        """Declare the next parameter as an integer."""
-        return T.arg(name, getattr(T, self._index_dtype)())
+        """Declare the next parameter as an int64 scalar; gives its value as an index."""
+        value = T.arg(name, T.int64())
+        return value if self._index_dtype == "int64" else T.bind(T.cast(value, self._index_dtype))
 
     def rows_var(self) -> tvm.tirx.Var:
         """A symbolic extent."""
@@ -37,8 +38,8 @@ class Kernel:
 
 @contextmanager
 def kernel(origin: str, index_dtype: str = "int64") -> Iterator[Kernel]:
-    """Describe one scheduled PrimFunc; read it from ``.func`` after the block. ``index_dtype``: of its scalars and
-    symbolic extents; callers pass them as int64 all the same."""
+    """Describe one scheduled PrimFunc; read it from ``.func`` after the block. ``index_dtype``: of its symbolic extents,
+    and of its scalars, which callers pass as int64, inside."""
     result = Kernel(index_dtype)
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
