@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from blockffn_mlc.errors import UserError
 
@@ -16,8 +16,7 @@ from .tokenizer import StreamDecoder
 DEFAULT_MAX_TOKENS = 256
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """A generated token and the text it completes (empty while a character is incomplete)."""
 
     id: int

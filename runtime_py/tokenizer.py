@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from tokenizers import Tokenizer as HubTokenizer
@@ -20,6 +21,9 @@ class Tokenizer:
     def __init__(self, backend: HubTokenizer) -> None:
         self._backend = backend
         self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        # Asked for every streamed token; the library takes microseconds.
+        self.is_silent, self.is_byte, self.text_length = (
+            cache(method) for method in (self._is_silent, self._is_byte, self._text_length))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -60,14 +64,18 @@ class Tokenizer:
         text = text.replace(" ", _SPACE).replace("\n", "\u23ce")
         return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
-    def is_silent(self, token_id: int) -> bool:
+    def _is_silent(self, token_id: int) -> bool:
         """Whether decoding leaves the token out: special ones and ids without a spelling."""
         return token_id in self._special or self._backend.id_to_token(token_id) is None
 
-    def is_byte(self, token_id: int) -> bool:
+    def _is_byte(self, token_id: int) -> bool:
         """Whether the token stands for one raw byte (``<0xE4>``), part of a character spelled in bytes."""
         token = self._backend.id_to_token(token_id) or ""
         return len(token) == 6 and token.startswith("<0x") and token.endswith(">")
+
+    def _text_length(self, token_id: int) -> int:
+        """Characters of the token decoded by itself."""
+        return len(self.decode([token_id]))
 
 
 class StreamDecoder:
@@ -94,7 +102,7 @@ class StreamDecoder:
         if stable == text and piece:
             # Keep the last token for spacing: its text is what the next window has already emitted.
             self._window = [token_id]
-            self._emitted = len(self._tokenizer.decode(self._window))
+            self._emitted = self._tokenizer.text_length(token_id)
         return piece
 
     def finish(self) -> str:
