@@ -38,8 +38,8 @@ class Kernel:
 
 @contextmanager
 def kernel(origin: str, index_dtype: str = "int64") -> Iterator[Kernel]:
-    """Describe one scheduled PrimFunc; read it from ``.func`` after the block. ``index_dtype``: of its symbolic extents,
-    and of its scalars, which callers pass as int64, inside."""
+    """Describe one scheduled PrimFunc; read it from ``.func`` after the block. ``index_dtype``: of its symbolic
+    extents, and of its scalars, which callers pass as int64, inside."""
     result = Kernel(index_dtype)
     with IRBuilder() as builder:
         with T.prim_func(is_private=True, s_tir=True):
