@@ -3,9 +3,9 @@
 
 #include <CL/cl.h>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <queue>
@@ -43,8 +43,10 @@ class Device {
 
   // Throws when one buffer, or all together, would be larger than the device allows.
   cl_mem Allocate(size_t bytes);
-  void Free(cl_mem buffer);  // returns at once: the driver keeps the buffer for commands that are waiting
-  int64_t memory_in_use() const { return in_use_; }
+  // Keeps the buffer for the next one of its size: every pass asks for the same. What was enqueued before still uses
+  // it, which does no harm, since later commands come later in the queue.
+  void Free(cl_mem buffer);
+  int64_t memory_in_use();
 
   // Behind everything enqueued before. `Write` has read `from` when it returns, yet waits only for large pieces.
   void Write(const void* from, cl_mem to, size_t offset, size_t bytes);
@@ -57,13 +59,20 @@ class Device {
     cl_event done;
     std::unique_ptr<char[]> bytes;
   };
+  struct Spare {
+    size_t bytes;
+    cl_mem buffer;
+  };
   void Open();
+  void ReleaseSpare(size_t keep);
   void ReleaseWritten();
 
   std::once_flag opened_;
   cl_context context_ = nullptr;
   cl_command_queue queue_ = nullptr;
-  std::atomic<int64_t> in_use_{0};
+  std::mutex memory_mutex_;
+  size_t in_use_ = 0, spare_bytes_ = 0;
+  std::deque<Spare> spare_;  // freed last: at the end
   std::mutex staged_mutex_;
   std::queue<Staged> staged_;
 };

@@ -115,6 +115,15 @@ def test_nothing_leaks_over_loads(device):
     assert (device.host(tensor) == 200).all()
 
 
+def test_freed_buffers_are_kept_within_bounds(device):
+    resident = resident_kib()
+    for extra in range(40):  # 640 MiB, each buffer of another size
+        device.zeros(((4 << 20) + extra,), "float32")
+    assert resident_kib() - resident < 400 << 10
+    addresses = {device.zeros((12345,), "float32").data_ptr() for _ in range(5)}
+    assert len(addresses) == 1
+
+
 def test_the_memory_in_use_is_known(device):
     before = counter("memory_in_use", 0)
     tensor = device.zeros((1000,), "float32")
