@@ -13,6 +13,7 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from ..artifact import Artifact
+from ..devices import kind_of_target
 from ..engine import Engine
 from .bandwidth import ReadBandwidth
 from .calls import Description
@@ -70,6 +71,9 @@ def prepare(setup: Setup, tokens: int) -> dict[str, Any]:
     """Load everything for passes of at most ``tokens`` tokens. Returns what a report says of the artifact, and the
     source of every kernel. Raises UserError for what the artifact cannot do."""
     artifact = Artifact.open(setup.artifact)
+    if kind_of_target(artifact.target) != "cpu":
+        raise UserError(f"{artifact.path}: built for target {artifact.target!r}; kernels are timed on the processor "
+                        "alone, build the artifact with --target cpu")
     for what, needed, limit in (("--tokens", tokens, artifact.prefill_chunk_size),
                                 ("--depth and --tokens together", setup.depth + tokens, artifact.context_window_size)):
         if needed > limit:

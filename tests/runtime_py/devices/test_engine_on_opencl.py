@@ -170,6 +170,11 @@ def test_devices_that_are_not_there_are_refused(toy, device_name):
         Engine.load(toy[0], device=device_name)
 
 
+def test_kernels_are_timed_on_the_processor_alone(toy, capsys):
+    assert main(["bench", str(toy[0]), "--kernels"]) == 1
+    assert "built for target 'opencl'; kernels are timed on the processor alone" in capsys.readouterr().err
+
+
 def test_failures_of_the_driver_name_the_kernel(on_device, monkeypatch):
     def refuse(*_):
         raise RuntimeError("OpenCL: launching kernel mix failed: CL_OUT_OF_RESOURCES (-5)")
