@@ -23,8 +23,6 @@ from tvm.script.ir_builder import tirx as T
 from .. import builder
 from ..builder import choose, when
 
-_UNROLLED = 8  # turns of a loop that work-items split
-
 
 def kernel(origin: str) -> Any:
     """As ``builder.kernel``, with 32-bit scalars and extents."""
@@ -90,9 +88,10 @@ def by_tokens(n: Any, token_tiles: Sequence[int], emit: Callable[[int], None]) -
         choose(n <= token_tiles[0], lambda: emit(token_tiles[0]), lambda: by_tokens(n, token_tiles[1:], emit))
 
 
-def strided(first: Any, count: Any, step: int, body: Callable[[Any], None]) -> None:
-    """``body(i)`` for i = first, first + step, … < count: a work-item's share where ``step`` of them split a loop."""
-    if isinstance(count, int) and count <= _UNROLLED * step:
+def strided(first: Any, count: Any, step: int, body: Callable[[Any], None], *, unroll: bool = False) -> None:
+    """``body(i)`` for i = first, first + step, … < count: a work-item's share where ``step`` of them split a loop.
+    ``unroll``: if ``body`` writes threadgroup memory, whose parts TVM cannot tell apart in a loop."""
+    if unroll or isinstance(count, int) and count <= step:
         for start in range(0, count, step):
             i = first + start
             if start + step <= count:

@@ -40,7 +40,7 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
                     T.buffer_store(starts, start, [place])
                     T.buffer_store(masks, mask, [place])
 
-                strided(part * LANES + lane, experts, tiles.items, find)
+                strided(part * LANES + lane, experts, tiles.items, find, unroll=True)
                 barrier()
                 acc = Local(token_tile, 0.0)
 

@@ -60,7 +60,7 @@ def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
                 with when(expert == 0):
                     T.buffer_store(count, size[0], [0])
 
-            strided(item, experts, _ITEMS, find)
+            strided(item, experts, _ITEMS, find, unroll=True)
             barrier()
             strided(item, experts, _ITEMS, write)
     return k.func
