@@ -106,7 +106,7 @@ def build(plans: dict[Path, Plan], model: ModelSource, jobs: int, progress: Prog
     for out, plan in plans.items():
         weights = weights_identity(plan, model.identity)
         if weights in built:
-            progress.note(f"{plan.target.name}: the weights are {built[weights]}'s")
+            progress.note(f"{plan.target.name}: weights as for {plans[built[weights]].target.name}")
         elif built:
             progress.note(f"{plan.target.name}: weights are converted again, their order in memory is another")
         result = build_artifact(plan, model.weights, model.folder, model.identity, out, jobs, progress,

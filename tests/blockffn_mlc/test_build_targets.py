@@ -1,11 +1,30 @@
 """Several targets in one build, and what --list-targets tells."""
 
+import hashlib
 import json
+import os
+import platform
+import tarfile
+from dataclasses import asdict, replace
 
 import pytest
 from building import build
 
-from targets import TARGETS, tools
+from blockffn_mlc import builder
+from runtime_py.weights import load_weights
+from schedules.tiles import GPU_TILES
+from targets import TARGETS, find_target, tools
+
+x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
+
+
+def shards(folder):
+    """SHA-256 of every shard of an artifact, by name."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("params_shard_*.bin")}
+
+
+def config(folder):
+    return json.loads((folder / "mlc-chat-config.json").read_text())
 
 
 @pytest.mark.parametrize(("options", "words"), [
@@ -22,6 +41,91 @@ def test_bad_targets_get_one_sentence(checkpoint, options, words):
     result = build("--model", checkpoint, *options, "--dry-run", check=False)
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
     assert result.returncode == 1 and all(word in error for word in words), error
+
+
+@pytest.fixture
+def no_libraries(monkeypatch):
+    """Builds without their libraries: compiling those takes long."""
+    monkeypatch.setattr(builder, "write_libraries", lambda *_: None)
+
+
+@x86
+def test_targets_with_the_same_layout_share_their_weights(checkpoint, tmp_path, no_libraries):
+    """Weights lie in memory alike for GPUs and AVX-512: they are read and converted once."""
+    result = build("--model", checkpoint, "--target", "android,cpu,android:generic", "--cpu", "skylake-avx512",
+                   "--quantization", "q0f32", "-o", tmp_path / "out", "--json")
+    names = ["android", "cpu", "android-generic"]
+    folders = [tmp_path / "out" / name for name in names]
+    assert [summary["artifact"] for summary in json.loads(result.stdout)] == [str(folder) for folder in folders]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    assert shards(folders[0]) == shards(folders[1]) == shards(folders[2]) != {}
+    assert all((folders[0] / name).samefile(folder / name) for folder in folders for name in shards(folder))
+    assert result.stderr.count(": weights as for android\n") == 2 and "converted again" not in result.stderr
+    build("--model", checkpoint, "--target", "android", "--quantization", "q0f32", "-o", tmp_path / "alone")
+    assert shards(tmp_path / "alone") == shards(folders[0])
+    assert load_weights(folders[1]).keys() == load_weights(folders[0]).keys()
+
+
+def test_weights_in_another_order_are_converted_again(checkpoint, tmp_path, no_libraries):
+    result = build("--model", checkpoint, "--target", "android:mali,cpu:aarch64", "--quantization", "q0f32", "-o",
+                   tmp_path)
+    assert "cpu:aarch64: weights are converted again" in result.stderr
+    assert shards(tmp_path / "android-mali") != shards(tmp_path / "cpu-aarch64")
+    for name in ("android-mali", "cpu-aarch64"):
+        target = config(tmp_path / name)["blockffn"]["target"]
+        build("--model", checkpoint, "--target", target, "--quantization", "q0f32", "-o", tmp_path / "alone")
+        assert shards(tmp_path / name) == shards(tmp_path / "alone")
+
+
+def test_weights_are_shared_where_files_cannot_be_linked(checkpoint, tmp_path, no_libraries, monkeypatch):
+    def refuse(*_):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    build("--model", checkpoint, "--target", "android,android:mali", "--quantization", "q0f32", "-o", tmp_path)
+    first, second = tmp_path / "android", tmp_path / "android-mali"
+    assert shards(first) == shards(second) != {}
+    assert not (first / "params_shard_0.bin").samefile(second / "params_shard_0.bin")
+
+
+def test_a_target_twice_is_built_once(checkpoint):
+    plans = json.loads(build("--model", checkpoint, "--target", "android,android:adreno", "--dry-run", "--json").stdout)
+    assert plans["target"] == "android" and plans["prefill_chunk"] == 128
+
+
+@pytest.fixture(scope="module")
+def phone(checkpoint):
+    """An artifact for phones, with few variants of each kernel."""
+    out = checkpoint.parent / "phone"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(GPU_TILES, "adreno", replace(GPU_TILES["adreno"], token_tiles=(1, 4)))
+        build("--model", checkpoint, "--target", "android", "--quantization", "q4f16_1", "-o", out,
+              "--system-lib-prefix", "tiny_model_")
+    return out
+
+
+def test_an_artifact_for_phones_holds_both_forms(phone):
+    ours = config(phone)["blockffn"]
+    assert ours["target"] == "android" and ours["host"] == "aarch64 generic, neon"
+    assert ours["library"] == "lib/blockffn-q4f16_1-android.so"
+    assert ours["system_lib"] == {"path": "lib/blockffn-q4f16_1-android.tar", "prefix": "tiny_model_"}
+    assert ours["device"] == {"kind": "opencl", "fp16": True} | asdict(find_target("android").limits)
+    kernels = json.loads((phone / "kernels.json").read_text())["origins"]
+    with tarfile.open(phone / ours["system_lib"]["path"]) as tar:
+        objects = {member.name.removeprefix("./"): tar.extractfile(member).read() for member in tar if member.isfile()}
+    assert set(objects) == {"lib0.o", "tiny_model_devc.o"}
+    assert len(kernels) > 10 and all(f"__tvm_ffi_tiny_model_{name}\0".encode() in objects["lib0.o"] for name in kernels)
+    library = (phone / ours["library"]).read_bytes()
+    assert all(f"\0__tvm_ffi_{name}\0".encode() in library for name in kernels) and b"tiny_model" not in library
+
+
+def test_an_artifact_for_phones_says_how_to_run_it(phone):
+    text = (phone / "README.md").read_text()
+    ours = config(phone)["blockffn"]
+    for word in (ours["library"], ours["system_lib"]["path"], '"tiny_model_"', '"model_lib": "tiny_model"', "adb push",
+                 "tvm_rpc", "mlc-package-config.json", "half precision", "256 work-items", "256 MB"):
+        assert word in text, word
+    assert "$ANDROID_NDK" in text and "$" not in text.replace("$ANDROID_NDK", "")
 
 
 def test_list_targets_says_what_is_here(monkeypatch):
