@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO := dist/demo-q0f32-cpu
 PROMPT ?= In the beginning
+# For phones as well where there is a linker for them: Android's NDK or lld.
+COMMA := ,
+DEMO_TARGETS := cpu$(if $(ANDROID_NDK)$(shell command -v ld.lld),$(COMMA)android)
 
 .PHONY: setup demo test lint clean
 
@@ -19,7 +22,7 @@ $(VENV)/.test: $(VENV)/.core
 	touch $@
 
 demo: $(VENV)/.core
-	$(BIN)/python build.py
+	$(BIN)/python build.py --target $(DEMO_TARGETS)
 	$(BIN)/python -m runtime_py generate $(DEMO) --prompt "$(PROMPT)" --max-tokens 64 --temperature 0.7 --top-p 0.9 --seed 1
 	$(BIN)/python -m runtime_py inspect $(DEMO) --split --text-file blockffn_mlc/demo/heldout.txt
 
