@@ -96,6 +96,8 @@ def test_a_target_twice_is_built_once(checkpoint):
 @pytest.fixture(scope="module")
 def phone(checkpoint):
     """An artifact for phones, with few variants of each kernel."""
+    if not tools.ANDROID_LINKER.find():
+        pytest.skip("no linker for Android (apt-get install lld)")
     out = checkpoint.parent / "phone"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(GPU_TILES, "adreno", replace(GPU_TILES["adreno"], token_tiles=(1, 4)))

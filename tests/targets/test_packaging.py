@@ -1,12 +1,21 @@
 """Libraries for phones: their symbols, their pages, who links them."""
 
+import ctypes
 import io
+import shutil
 import stat
+import subprocess
 import tarfile
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+import tvm
+import tvm_ffi
 from elftools.elf.elffile import ELFFile
-from small_library import small_graph
+from small_library import WIDTH, small_graph
+from tvm import relax
 
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.libraries import system_lib_prefix, write_libraries
@@ -16,6 +25,12 @@ TVM_C_API = {"TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIFunctionCall", "TVMFFIH
              "TVMFFIEnvModLookupFromImports", "TVMFFIEnvModRegisterSystemLibSymbol"}
 LIBM = {"expf", "logf", "sqrtf", "tanhf", "powf"}
 PREFIXES = ("blockffn_first_", "blockffn_second_")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def lld():
+    if not shutil.which("ld.lld"):
+        pytest.skip("no ld.lld (apt-get install lld)")
 
 
 def write(folder, prefix, target="android"):
@@ -64,10 +79,34 @@ def test_a_system_library_has_mlcs_symbols(libraries, prefix):
     assert undefined <= TVM_C_API | LIBM
 
 
-def test_system_libraries_with_two_prefixes_fit_into_one_app(libraries):
+def test_system_libraries_with_two_prefixes_fit_into_one_app(libraries, tmp_path):
     first, second = (archive_symbols(archive)[0] for _, archive in libraries.values())
-    shared = first & second
-    assert shared <= {"__extendhfsf2", "__truncsfhf2"}, shared  # weak
+    assert first & second <= {"__extendhfsf2", "__truncsfhf2"}  # weak
+    paths = [tmp_path / f"{prefix}{name}" for prefix, (_, archive) in libraries.items() for name in objects(archive)]
+    for path, file in zip(paths, (file for _, archive in libraries.values() for file in objects(archive).values())):
+        path.write_bytes(file.getvalue())
+    app = tmp_path / "app.so"
+    subprocess.run(["ld.lld", "-shared", "-o", app, *paths], check=True)
+    with open(app, "rb") as file:
+        defined, undefined = symbols(file, ".dynsym")
+    assert {f"__tvm_ffi_{prefix}add" for prefix in PREFIXES} <= defined and undefined <= TVM_C_API | LIBM
+
+
+def test_a_system_library_registers_itself_under_its_prefix(tmp_path):
+    """For this machine, where it can be loaded: as an app does, by prefix."""
+    target = replace(find_target("cpu"), forms=(tools.system_library(),))
+    write_libraries(small_graph(device=False), target, tmp_path / "lib", "blockffn_here_", lambda stage: None)
+    for name, file in objects(tmp_path / "lib.tar").items():
+        (tmp_path / name).write_bytes(file.getvalue())
+    app = tmp_path / "app.so"
+    tvm_ffi_library = Path(tvm_ffi.libinfo.find_libtvm_ffi())
+    tools.cc.create_shared(str(app), [str(path) for path in tmp_path.glob("*.o")],
+                           options=[str(tvm_ffi_library), f"-Wl,-rpath,{tvm_ffi_library.parent}"])
+    ctypes.CDLL(str(app))
+    library = tvm.get_global_func("ffi.SystemLib")("blockffn_here_")
+    machine = relax.VirtualMachine(library, tvm.cpu())
+    x = np.arange(2 * WIDTH, dtype="float32").reshape(2, 1, WIDTH)
+    assert np.array_equal(machine["forward"](tvm.runtime.tensor(x)).numpy(), x + 1)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
