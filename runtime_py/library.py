@@ -18,6 +18,7 @@ from .tvm_runtime import aligned_zeros, installed_version, load_runtime
 from .weights import check_weights
 
 _NAIVE_ALLOCATOR = 1  # the pooled one keeps a buffer for every size it ever saw
+_LOG_LINES = 20  # of what a device's compiler says
 _FUNCTIONS = ("_metadata", "commit", "forward", "forward_dense")
 
 
@@ -140,7 +141,9 @@ class Library:
             return function(*arguments)
         except (RuntimeError, TypeError, ValueError) as error:
             if "ErrorContext(" not in str(error):  # how the library's own checks of shapes and dtypes sign
-                raise UserError(f"{self._artifact.library}: failed while running ({_first_line(error)})") from error
+                log = "".join(f"\n{line}" for line in str(error).strip().splitlines()[1:_LOG_LINES])
+                raise UserError(f"{self._artifact.library}: failed while running "
+                                f"({_first_line(error)}){log}") from error
             raise UserError(f"{self._artifact.library}: refused its arguments ({_first_line(error)}); library and "
                             f"{CHAT_CONFIG} come from different builds: rebuild the artifact") from error
 

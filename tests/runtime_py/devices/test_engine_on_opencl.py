@@ -3,6 +3,8 @@
 import gc
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from runtime_py.devices import Logits
 from runtime_py.drafters.scripted import ScriptedDrafter
 from runtime_py.sampling import Sampler, Sampling
 
+ROOT = Path(__file__).resolve().parents[3]
 PROMPT = [5, 6, 7, 250, 17]
 
 
@@ -170,6 +173,16 @@ def test_devices_that_are_not_there_are_refused(toy, device_name):
         Engine.load(toy[0], device=device_name)
 
 
+def test_neither_torch_nor_the_compiler_is_loaded(toy, tmp_path):
+    ids = tmp_path / "ids.json"
+    ids.write_text(json.dumps(PROMPT))
+    code = ("import sys\nfrom runtime_py.cli import main\n"
+            f"assert main(['generate', {str(toy[0])!r}, '--ids', {str(ids)!r}, '--draft', 'none']) == 0\n"
+            "assert main(['devices']) == 0\nassert not {'torch', 'tvm'} & set(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
 def test_kernels_are_timed_on_the_processor_alone(toy, capsys):
     assert main(["bench", str(toy[0]), "--kernels"]) == 1
     assert "built for target 'opencl'; kernels are timed on the processor alone" in capsys.readouterr().err
@@ -177,9 +190,10 @@ def test_kernels_are_timed_on_the_processor_alone(toy, capsys):
 
 def test_failures_of_the_driver_name_the_kernel(on_device, monkeypatch):
     def refuse(*_):
-        raise RuntimeError("OpenCL: launching kernel mix failed: CL_OUT_OF_RESOURCES (-5)")
+        raise RuntimeError("OpenCL: compiling kernel mix failed: CL_BUILD_PROGRAM_FAILURE (-11)\nline 3: no such name")
     monkeypatch.setattr(on_device.library, "_forwards", [refuse, refuse])
-    with pytest.raises(UserError, match="failed while running .OpenCL: launching kernel mix failed: CL_OUT_OF_RESOU"):
+    with pytest.raises(UserError, match=r"failed while running .OpenCL: compiling kernel mix failed: CL_BUILD_PROGRAM_"
+                                        r"FAILURE \(-11\)\)\nline 3: no such name$"):
         on_device.score([5])
 
 

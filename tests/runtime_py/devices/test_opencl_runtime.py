@@ -2,6 +2,7 @@
 
 import gc
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,19 @@ def test_work_is_done_in_order_whatever_happens_to_the_arrays_meanwhile(device):
         inputs.arrays[0][:] = np.nan
     for turn, result in enumerate(results):
         np.testing.assert_array_equal(device.host(result), np.full(1000, turn + 0.75, "f4"))
+
+
+def test_threads_share_a_kernel(device):
+    add, tensors = load_add(), [device.zeros((256,), "float32") for _ in range(4)]
+
+    def launch(index):
+        for _ in range(500):
+            add(address(tensors[index]), float(index + 1), 256, 4, 64)
+
+    with ThreadPoolExecutor(len(tensors)) as pool:
+        list(pool.map(launch, range(len(tensors))))
+    for index, tensor in enumerate(tensors):
+        assert (device.host(tensor) == 500 * (index + 1)).all()
 
 
 def test_buffers_may_be_freed_while_kernels_that_use_them_wait(device):
