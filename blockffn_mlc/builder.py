@@ -128,7 +128,7 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
             (staging / TOKEN_STREAM).write_text(json.dumps(token_stream.tolist()), encoding="utf-8")
         text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
         (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
-        kernels = describe_kernels(plan.graph, plan.build.kernels.ORIGIN)
+        kernels = describe_kernels(plan.graph)
         (staging / KERNEL_CALLS).write_text(json.dumps(kernels), encoding="utf-8")
         if plan.target.readme:
             (staging / README).write_text(_readme(plan, out.name), encoding="utf-8")

@@ -1,7 +1,9 @@
-"""``kernels.json``: the kernel calls of a pass, read off the Relax graph, for benchmarks that make each by itself."""
+"""``kernels.json``: the kernel calls of every function, read off the Relax graph, for what makes each by itself:
+benchmarks and the check of a device."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -9,34 +11,40 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from .compile import Graph
+from schedules.builder import FACTORY, ORIGIN
+
+from .compile import METADATA, Graph
 from .layers import LOGICAL_SHAPE
 
 FILE = "kernels.json"
-PASSES = ("forward", "forward_dense")
 
 Names = Any  # what a Relax variable stands for: a tensor's or scalar's name, or a list of such
 _CALLS = ("relax.call_tir", "relax.call_tir_inplace")
+_WEIGHTS = "packed_params"  # what the frontend calls the parameter that holds all weights
 
 
-def describe_kernels(graph: Graph, origin: str) -> dict[str, Any]:
-    """The contents of kernels.json (docs/artifact.md). ``origin``: the attribute that names a kernel's source."""
+def describe_kernels(graph: Graph) -> dict[str, Any]:
+    """The contents of kernels.json (docs/artifact.md)."""
+    kernels = sorted(graph.kernels().items())
     return {
-        "origins": {name: str(func.attrs[origin]) for name, func in sorted(graph.kernels().items())},
+        "origins": {name: str(func.attrs[ORIGIN]) for name, func in kernels},
+        "factories": {name: json.loads(str(func.attrs[FACTORY])) for name, func in kernels},
         "elements": {name: math.prod(parameter.attrs.get(LOGICAL_SHAPE, parameter.shape))
                      for name, parameter in graph.parameters},
-        "passes": {name: _describe_pass(graph, name) for name in PASSES},
+        "passes": {name: _describe_pass(graph, name) for name in graph.functions() if name != METADATA},
     }
 
 
 def _describe_pass(graph: Graph, name: str) -> dict[str, Any]:
     """Calls in order; every tensor goes by the name of the weight, the pass's argument or the value it is."""
     func = next(f for var, f in graph.module.functions.items() if var.name_hint == name)
-    *params, weights = func.params
-    names: dict[relax.Var, Names] = {weights: [parameter for parameter, _ in graph.parameters]}
+    names: dict[relax.Var, Names] = {}
     arguments: dict[str, Any] = {}
-    for param in params:
-        names[param] = _declare(param.name, param.ty, arguments)
+    for param in func.params:
+        if param.name == _WEIGHTS:
+            names[param] = [parameter for parameter, _ in graph.parameters]
+        else:
+            names[param] = _declare(param.name, param.ty, arguments)
     values: dict[str, Any] = {}
     calls = []
     for block in func.body.blocks:
@@ -81,7 +89,7 @@ def _lookup(names: dict[relax.Var, Names], value: Any) -> Names:
         return [_lookup(names, field) for field in value.fields]
     if value in names:
         return names[value]
-    return str(value)  # a scalar, by the name of the Shape that brought it
+    return str(value)  # a scalar: the name of the Shape that brought it, or a sum of such
 
 
 def _flat(names: Names) -> list[str]:

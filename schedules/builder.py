@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, wraps
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from .tiles import Tiles
+
 ORIGIN = "blockffn.origin"  # attribute that names the source file of a kernel
+FACTORY = "blockffn.factory"  # attribute with the function that made a kernel and its arguments: JSON, see ``factory``
+
+
+def factory(make: Callable[..., tvm.tirx.PrimFunc]) -> Callable[..., tvm.tirx.PrimFunc]:
+    """Decorator of a function that makes a kernel: equal arguments give the same kernel, which carries the function's
+    name and all arguments but the tiles: ``{"name": ..., "arguments": {...}}``."""
+    signature = inspect.signature(make)
+
+    @cache
+    @wraps(make)
+    def made(*args: Any, **kwargs: Any) -> tvm.tirx.PrimFunc:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {name: value for name, value in bound.arguments.items() if not isinstance(value, Tiles)}
+        return make(*args, **kwargs).with_attr(FACTORY, json.dumps({"name": make.__name__, "arguments": arguments}))
+
+    return made
 
 
 class Kernel:

@@ -1,4 +1,4 @@
-"""``kernels.json``: which kernels one pass calls, in order, and on which tensors (docs/artifact.md)."""
+"""``kernels.json``: which kernels a pass calls, in order, and on which tensors (docs/artifact.md)."""
 
 from __future__ import annotations
 
@@ -46,21 +46,41 @@ class Call:
 
 @dataclass(frozen=True)
 class Pass:
-    """The calls of one pass. ``arguments``: what the pass is given; ``values``: what its kernels make; ``logits``
-    and ``scores`` (one per layer): the names of its results. Every other name is a weight's."""
+    """The calls of one function of the library. ``arguments``: what it is given; ``values``: what its kernels make;
+    ``results``: their names, nested as the function returns them. Every other name is a weight's."""
 
     arguments: dict[str, Tensor]
     values: dict[str, Tensor]
     calls: tuple[Call, ...]
-    logits: str
-    scores: tuple[str, ...]
+    results: Any
+
+    @property
+    def logits(self) -> str:
+        """Of ``forward`` and ``forward_dense``."""
+        return self.results[0]
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """One per layer; of ``forward`` and ``forward_dense``."""
+        return tuple(self.results[1])
+
+
+@dataclass(frozen=True)
+class Factory:
+    """What made a kernel: the function's ``name`` in ``schedules.cpu`` or ``schedules.gpu``, and its ``arguments``
+    without the tiles."""
+
+    name: str
+    arguments: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Description:
-    """``origins``: source module by kernel. ``elements``: numbers in a weight, before packing. ``passes``: by name."""
+    """``origins``: source module by kernel. ``factories``: by kernel. ``elements``: numbers in a weight, before
+    packing. ``passes``: by the name of the library's function."""
 
     origins: dict[str, str]
+    factories: dict[str, Factory]
     elements: dict[str, int]
     passes: dict[str, Pass]
 
@@ -69,22 +89,22 @@ class Description:
         """Read an artifact's description. Raises UserError when it has none, or an unreadable one."""
         path = folder / FILE
         if not path.is_file():
-            raise UserError(f"{path}: no such file; it describes the kernels to time: rebuild the artifact with "
-                            "build.py")
+            raise UserError(f"{path}: no such file; it describes the kernels: rebuild the artifact with build.py")
         raw = read_json(path)
-        origins, elements, passes = (required(raw, name, dict, path) for name in ("origins", "elements", "passes"))
+        origins, factories, elements, passes = (required(raw, name, dict, path)
+                                                for name in ("origins", "factories", "elements", "passes"))
         try:
-            return cls(origins, elements, {name: _pass(values) for name, values in passes.items()})
+            return cls(origins, {name: Factory(made["name"], made["arguments"]) for name, made in factories.items()},
+                       elements, {name: _pass(values) for name, values in passes.items()})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a description of kernel calls ({type(error).__name__}: {error}); rebuild the "
                             "artifact with build.py") from None
 
 
 def _pass(raw: dict[str, Any]) -> Pass:
-    logits, scores, *_ = raw["results"]
     calls = tuple(Call(call["kernel"], tuple(call["inputs"]), tuple(call["results"]), tuple(call["in_place"]))
                   for call in raw["calls"])
-    return Pass(_tensors(raw["arguments"]), _tensors(raw["values"]), calls, logits, tuple(scores))
+    return Pass(_tensors(raw["arguments"]), _tensors(raw["values"]), calls, raw["results"])
 
 
 def _tensors(raw: dict[str, Any]) -> dict[str, Tensor]:

@@ -7,13 +7,12 @@ and a running softmax weighs its values, so that every row of the cache is read 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel, when
+from ..builder import factory, kernel, when
 from ..tiles import MAX_TREE_NODES, CpuTiles
 from .attention_block import BLOCK, HeadGroup
 from .matrix import matrix
@@ -21,7 +20,7 @@ from .rows import FloatRows, encoded
 from .vector import Register, for_lanes, load, prefetch, splat, store
 
 
-@cache
+@factory
 def attention(tiles: CpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim: int, value_offset: int,
               value_dim: int, width: int, scale: float, cache_dtype: str, v_dim: int = 0,
               weight_format: str = "float32", activations: str = "f32") -> tvm.tirx.PrimFunc:

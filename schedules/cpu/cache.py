@@ -5,20 +5,19 @@ MLA keeps one head of normed latent | rotated key; grouped-query attention keeps
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .norm import normed_row
 from .rope import rotate
 from .vector import for_lanes, load, over_rows, store
 
 
-@cache
+@factory
 def append_latent(tiles: CpuTiles, slots: int, latent: int, rope: int, positions: int, eps: float, *, x_width: int,
                   offset: int, dtype: str, cache_dtype: str) -> tvm.tirx.PrimFunc:
     """MLA: cache[past + t, 0] = rms_norm(x[t, offset:][:latent]) * weight | rope(x[t, offset+latent:][:rope]).
@@ -47,7 +46,7 @@ def append_latent(tiles: CpuTiles, slots: int, latent: int, rope: int, positions
     return k.func
 
 
-@cache
+@factory
 def append_heads(tiles: CpuTiles, slots: int, kv_heads: int, head_dim: int, positions: int, *, x_width: int,
                  offset: int, cache_dtype: str) -> tvm.tirx.PrimFunc:
     """Grouped-query attention: cache[past + t, g] = rope(key head g) | value head g of row t.
@@ -77,7 +76,7 @@ def append_heads(tiles: CpuTiles, slots: int, kv_heads: int, head_dim: int, posi
     return k.func
 
 
-@cache
+@factory
 def commit(tiles: CpuTiles, slots: int, kv_heads: int, width: int, cache_dtype: str) -> tvm.tirx.PrimFunc:
     """Keep the accepted nodes of a tree: cache[past + i] = cache[past + idx[i]].
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .vector import over_rows, store
 
 
-@cache
+@factory
 def embedding(tiles: CpuTiles, vocab: int, width: int, weight_format: str, scale: float) -> tvm.tirx.PrimFunc:
     """y[t] = table[ids[t]] * scale.
 

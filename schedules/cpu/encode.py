@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .rows import rows
 from .vector import load, over_rows, splat
 
 
-@cache
+@factory
 def encode(tiles: CpuTiles, width: int, activations: str, *, scale: float = 1.0,
            gather: bool = False) -> tvm.tirx.PrimFunc:
     """y = x * scale. Parameters: x f32 [n, width]; picked int32 [m] if ``gather`` (row r of y comes from row picked[r]

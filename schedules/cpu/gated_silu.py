@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .rows import rows
 from .vector import load, over_rows, silu
 
 
-@cache
+@factory
 def gated_silu(tiles: CpuTiles, width: int, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """y = silu(gate) * up. Parameters: x f32 [n, 2 * width], gate | up; y [n, width] as ``activations``."""
     with kernel(__name__) as k:

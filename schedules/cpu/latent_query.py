@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .rope import rotate
@@ -16,7 +15,7 @@ from .rows import FloatRows, encoded, rows
 from .vector import over_token_tiles, store
 
 
-@cache
+@factory
 def latent_query(tiles: CpuTiles, heads: int, inputs: int, nope: int, rope: int, latent: int, positions: int,
                  weight_format: str, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """q[t, h] = k_up[h] (q_up[h] x[t])[:nope] | rotated (q_up[h] x[t])[nope:].

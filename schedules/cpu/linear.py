@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .rows import rows
 from .vector import load, over_token_tiles, splat, store
 
 
-@cache
+@factory
 def linear(tiles: CpuTiles, inputs: int, outputs: int, weight_format: str = "float32", activations: str = "f32", *,
            bias_dtype: str = "", residual_scale: float | None = None) -> tvm.tirx.PrimFunc:
     """y[t, o] = sum_k x[t, k] * w[o, k] (+ bias).

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .rows import rows
 from .vector import Read, Register, load, over_rows, rsqrt, splat, sum_over
 
 
-@cache
+@factory
 def rms_norm(tiles: CpuTiles, width: int, eps: float, dtype: str = "float32", activations: str = "f32", *,
              x_width: int = 0, scale: float = 1.0, gather: bool = False) -> tvm.tirx.PrimFunc:
     """y = x / sqrt(mean(x^2) + eps) * weight * scale over the first ``width`` columns of a row.

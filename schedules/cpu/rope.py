@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .vector import for_lanes, load, over_rows, splat, store
 
 
-@cache
+@factory
 def rope_query(tiles: CpuTiles, heads: int, rope: int, positions: int, *, x_width: int) -> tvm.tirx.PrimFunc:
     """Rotated query heads.
 

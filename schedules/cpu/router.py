@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .norm import normed_row
@@ -16,7 +15,7 @@ from .rows import FloatRows, rows
 from .vector import Read, Register, for_lanes, load, over_rows, over_token_tiles, splat, store, sum_over
 
 
-@cache
+@factory
 def router(tiles: CpuTiles, experts: int, hidden: int, norm: str, eps: float, norm_scale: float,
            dtype: str = "float32", activations: str = "f32") -> tvm.tirx.PrimFunc:
     """h = rms_norm(x); scores = norm(relu(router(h))); ``norm`` is "rms" (with a learned weight, zeros included),

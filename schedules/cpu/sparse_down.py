@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from ..union import union_tensors
 from .matrix import matrix
@@ -16,7 +15,7 @@ from .rows import rows
 from .vector import load, over_token_tiles, splat, store
 
 
-@cache
+@factory
 def sparse_down(tiles: CpuTiles, experts: int, outputs: int, expert_size: int, weight_format: str,
                 residual_scale: float, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """y[t, h] = residual[t, h] + residual_scale * sum_i sum_d act[i, j, d] * w[e, h, d], e = ids[i], t = tokens[i, j].

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel
+from ..builder import factory, kernel
 from ..tiles import CpuTiles
 from ..union import union_tensors
 from .matrix import matrix
@@ -16,7 +15,7 @@ from .rows import rows
 from .vector import over_token_tiles, silu, splat
 
 
-@cache
+@factory
 def sparse_up(tiles: CpuTiles, experts: int, inputs: int, expert_size: int, weight_format: str,
               activations: str = "f32") -> tvm.tirx.PrimFunc:
     """act[i, j, d] = silu(sum_h x[t, h] * w[e, d, h]) * scores[t, e] with e = ids[i], t = tokens[i, j].

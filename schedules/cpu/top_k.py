@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel, when
+from ..builder import factory, kernel, when
 from ..tiles import CpuTiles
 from .vector import Register, exp, load, log, over_rows, splat, sum_over
 
@@ -16,7 +15,7 @@ _VECTORS = 8  # vectors whose largest element is compared with the list's smalle
 _PARALLEL_ELEMENTS = 1 << 15  # of logits, for a parallel launch to pay
 
 
-@cache
+@factory
 def top_k(tiles: CpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.tirx.PrimFunc:
     """The ``k`` largest logits of each row in falling order (of equal ones the lower index first) and the logarithms
     of their softmax over the row.

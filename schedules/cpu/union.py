@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import kernel, when
+from ..builder import factory, kernel, when
 from ..union import union_tensors
 
 
-@cache
+@factory
 def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
     """Compact the experts with a non-zero score for at least one token, and their tokens.
 

@@ -7,13 +7,12 @@ running softmax weighs its values.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import MAX_TREE_NODES, GpuTiles
 from .grid import Local, barrier, float32, kernel, launch, shared, strided
 from .latent_query import project
@@ -22,7 +21,7 @@ from .matrix import LANES, Row, matrix
 _LOWEST = -3.0e38
 
 
-@cache
+@factory
 def attention(tiles: GpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim: int, value_offset: int,
               value_dim: int, width: int, scale: float, cache_dtype: str, v_dim: int = 0,
               weight_format: str = "float32", activations: str = "f32") -> tvm.tirx.PrimFunc:

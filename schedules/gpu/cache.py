@@ -5,20 +5,19 @@ MLA keeps one head of normed latent | rotated key; grouped-query attention keeps
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import ceil_div, float32, kernel, launch, strided
 from .norm import norm_factor
 from .rope import rotate
 
 
-@cache
+@factory
 def append_latent(tiles: GpuTiles, slots: int, latent: int, rope: int, positions: int, eps: float, *, x_width: int,
                   offset: int, dtype: str, cache_dtype: str) -> tvm.tirx.PrimFunc:
     """MLA: cache[past + t, 0] = rms_norm(x[t, offset:][:latent]) * weight | rope(x[t, offset+latent:][:rope]);
@@ -44,7 +43,7 @@ def append_latent(tiles: GpuTiles, slots: int, latent: int, rope: int, positions
     return k.func
 
 
-@cache
+@factory
 def append_heads(tiles: GpuTiles, slots: int, kv_heads: int, head_dim: int, positions: int, *, x_width: int,
                  offset: int, cache_dtype: str) -> tvm.tirx.PrimFunc:
     """Grouped-query attention: cache[past + t, g] = rope(key head g) | value head g of row t; parameters as the CPU
@@ -68,7 +67,7 @@ def append_heads(tiles: GpuTiles, slots: int, kv_heads: int, head_dim: int, posi
     return k.func
 
 
-@cache
+@factory
 def commit(tiles: GpuTiles, slots: int, kv_heads: int, width: int, cache_dtype: str) -> tvm.tirx.PrimFunc:
     """Keep the accepted nodes of a tree: cache[past + i] = cache[past + idx[i]]; parameters as the CPU kernel's.
 

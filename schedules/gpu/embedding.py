@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import ceil_div, kernel, launch
 from .matrix import matrix
 
 
-@cache
+@factory
 def embedding(tiles: GpuTiles, vocab: int, width: int, weight_format: str, scale: float, *,
               row_blocks: tuple[int, ...] = ()) -> tvm.tirx.PrimFunc:
     """y[t] = table[ids[t]] * scale; parameters as the CPU kernel's, but the table in blocks of so many rows if

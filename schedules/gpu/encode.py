@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import ceil_div, kernel, launch
 
 
-@cache
+@factory
 def encode(tiles: GpuTiles, width: int, activations: str, *, scale: float = 1.0,
            gather: bool = False) -> tvm.tirx.PrimFunc:
     """y = x * scale; parameters as the CPU kernel's, activations are float32. A work-item computes a value."""

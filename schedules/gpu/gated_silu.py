@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import ceil_div, kernel, launch, silu
 
 
-@cache
+@factory
 def gated_silu(tiles: GpuTiles, width: int, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """y = silu(gate) * up; parameters as the CPU kernel's. A work-item computes a value."""
     with kernel(__name__) as k:

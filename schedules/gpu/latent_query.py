@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import Local, barrier, by_tokens, ceil_div, kernel, launch, shared
 from .linear import token_rows
@@ -16,7 +15,7 @@ from .matrix import LANES, Matrix, Row, finish, matrix
 from .rope import rotate
 
 
-@cache
+@factory
 def latent_query(tiles: GpuTiles, heads: int, inputs: int, nope: int, rope: int, latent: int, positions: int,
                  weight_format: str, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """q[t, h] = k_up[h] (q_up[h] x[t])[:nope] | rotated (q_up[h] x[t])[nope:]; parameters as the CPU kernel's. A

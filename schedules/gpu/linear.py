@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import Local, by_tokens, ceil_div, float32, kernel, launch
 from .matrix import LANES, Matrix, Row, finish, matrix
 
 
-@cache
+@factory
 def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "float32", activations: str = "f32", *,
            bias_dtype: str = "", residual_scale: float | None = None,
            row_blocks: tuple[int, ...] = ()) -> tvm.tirx.PrimFunc:

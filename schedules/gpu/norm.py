@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import factory
 from ..tiles import GpuTiles
 from .grid import Local, float32, kernel, launch, strided, total
 
 
-@cache
+@factory
 def rms_norm(tiles: GpuTiles, width: int, eps: float, dtype: str = "float32", activations: str = "f32", *,
              x_width: int = 0, scale: float = 1.0, gather: bool = False) -> tvm.tirx.PrimFunc:
     """y = x / sqrt(mean(x^2) + eps) * weight * scale over the first ``width`` columns of a row; parameters as the CPU

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
+from ..builder import factory
 from ..tiles import GpuTiles
 from .grid import kernel, launch, strided
 
 
-@cache
+@factory
 def rope_query(tiles: GpuTiles, heads: int, rope: int, positions: int, *, x_width: int) -> tvm.tirx.PrimFunc:
     """Rotated query heads; parameters as the CPU kernel's. A work-group takes a head of a token."""
     with kernel(__name__) as k:

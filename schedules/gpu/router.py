@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import Local, barrier, by_tokens, ceil_div, float32, kernel, launch, strided, total
 from .linear import token_rows
@@ -19,7 +18,7 @@ from .norm import inverse_root, norm_factor
 _MOST_TOKENS = 8  # of a tile: the sums of squares take a float of each work-item for each token
 
 
-@cache
+@factory
 def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, norm_scale: float,
            dtype: str = "float32", activations: str = "f32") -> tvm.tirx.PrimFunc:
     """h = rms_norm(x); scores = norm(relu(router(h))); parameters as the CPU kernel's. The first launch computes h and

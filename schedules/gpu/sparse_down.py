@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import choose, when
+from ..builder import choose, factory, when
 from ..tiles import GpuTiles
 from ..union import union_tensors
 from .grid import Local, barrier, by_tokens, ceil_div, kernel, launch, shared, strided
 from .matrix import LANES, Row, finish, matrix
 
 
-@cache
+@factory
 def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, weight_format: str,
                 residual_scale: float, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """y[t, h] = residual[t, h] + residual_scale * sum_i sum_d act[i, j, d] * w[e, h, d], e = ids[i], t = tokens[i, j];

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from ..union import union_tensors
 from .grid import Local, by_tokens, ceil_div, kernel, launch, silu
 from .matrix import LANES, Row, finish, matrix
 
 
-@cache
+@factory
 def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weight_format: str,
               activations: str = "f32") -> tvm.tirx.PrimFunc:
     """act[i, j, d] = silu(sum_h x[t, h] * w[e, d, h]) * scores[t, e] with e = ids[i], t = tokens[i, j]; parameters as

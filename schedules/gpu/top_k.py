@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import Local, barrier, kernel, launch, shared, strided, total
 
 _LOWEST = -float("inf")
 
 
-@cache
+@factory
 def argmax(tiles: GpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
     """The lowest index with the largest logit of each row, and that logit.
 
@@ -35,7 +34,7 @@ def argmax(tiles: GpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
     return k.func
 
 
-@cache
+@factory
 def top_k(tiles: GpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.tirx.PrimFunc:
     """The ``k`` largest logits of each row in falling order (of equal ones the lower index first) and the logarithms
     of their softmax over the row; parameters as the CPU kernel's. A work-group takes a row and looks for one after the

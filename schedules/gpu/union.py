@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import tvm
 from tvm.script.ir_builder import tirx as T
 
-from ..builder import when
+from ..builder import factory, when
 from ..union import union_tensors
 from .grid import Local, barrier, kernel, launch, shared, strided
 
 _ITEMS = 128
 
 
-@cache
+@factory
 def union(experts: int, *, dense: bool = False) -> tvm.tirx.PrimFunc:
     """Compact the experts with a non-zero score for at least one token, and their tokens; parameters as the CPU
     kernel's. One work-group; a work-item writes what there is of its experts, at the place of each: active ones come
