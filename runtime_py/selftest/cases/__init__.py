@@ -1,0 +1,37 @@
+"""What each kernel is called with, and what its twin says of that.
+
+A case is a function of a ``Subject`` and a number of tokens; it gives the arguments of one or more calls, in the order
+of the kernel's parameters: an array is an input, an integer a scalar, a ``Written`` an output or what is changed in
+place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..subject import Subject
+from . import attention, cache, dense, experts, rows
+
+Case = Callable[[Subject, int], Iterator[list[Any]]]
+
+CASES: dict[str, Case] = {
+    "append_heads": cache.append_heads,
+    "append_latent": cache.append_latent,
+    "argmax": rows.argmax,
+    "attention": attention.attention,
+    "commit": cache.commit,
+    "embedding": dense.embedding,
+    "encode": rows.encode,
+    "gated_silu": rows.gated_silu,
+    "latent_query": attention.latent_query,
+    "linear": dense.linear,
+    "rms_norm": rows.rms_norm,
+    "rope_query": rows.rope_query,
+    "router": experts.router,
+    "sparse_down": experts.sparse_down,
+    "sparse_up": experts.sparse_up,
+    "top_k": rows.top_k,
+    "union": experts.union,
+}
+"""By the name of the kernel's factory."""

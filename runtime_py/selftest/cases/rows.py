@@ -1,0 +1,79 @@
+"""Kernels that work row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from schedules import twins
+
+from ..bounds import Bound
+from ..subject import Subject, same, written, written_rows
+
+
+def rms_norm(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, weight, picked if rows are gathered -> y."""
+    p = k.p
+    x, weight = k.normal(n, p.x_width or p.width), k.stored(1)
+    y = twins.rms_norm(x[:, :p.width], weight, p.eps, p.scale)
+    for picked in _gathers(k, n):
+        yield [x, weight, *picked, written_rows(_gather(y, picked), p.activations, Bound.exact(p.width))]
+
+
+def encode(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, picked if rows are gathered -> y."""
+    p = k.p
+    x = k.normal(n, p.width)
+    for picked in _gathers(k, n):
+        yield [x, *picked, written_rows(_gather(twins.f64(x) * p.scale, picked), p.activations, Bound.exact())]
+
+
+def gated_silu(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x -> y."""
+    x = k.normal(n, 2 * k.p.width)
+    yield [x, written_rows(twins.gated_silu(x), k.p.activations, Bound.exact())]
+
+
+def rope_query(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, pos, table -> q."""
+    p, table = k.p, k.stored(2)
+    x, pos = k.normal(n, p.x_width), k.integers(p.positions, n)
+    heads = x[:, :p.heads * p.rope].reshape(n, p.heads, p.rope)
+    yield [x, pos, table, written(twins.rotate(heads, pos, table), Bound.exact())]
+
+
+def top_k(k: Subject, n: int) -> Iterator[list[Any]]:
+    """logits, token_ids if there are such -> tokens, log_probs."""
+    p = k.p
+    logits, token_ids = _logits(k, n), [k.stored(1)] if p.mapped else []
+    tokens, log_probs = twins.top_k(logits, p.k, *token_ids)
+    yield [logits, *token_ids, same(tokens), written(log_probs, Bound.exact(p.vocab))]
+
+
+def argmax(k: Subject, n: int) -> Iterator[list[Any]]:
+    """logits -> tokens, values."""
+    logits = _logits(k, n)
+    tokens = logits.argmax(axis=-1).astype(np.int32)  # the first of equal ones
+    yield [logits, same(tokens), same(np.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0])]
+
+
+def _logits(k: Subject, n: int) -> np.ndarray:
+    """Every second row has many equal ones."""
+    logits = 3 * k.normal(n, k.p.vocab)
+    logits[1::2] = np.round(logits[1::2])
+    return logits
+
+
+def _gathers(k: Subject, n: int) -> Iterator[list[np.ndarray]]:
+    """Rows to pick: the last one, and one more than there are, in any order; no argument if the kernel takes all."""
+    if not k.p.gather:
+        yield []
+    else:
+        yield [np.array([n - 1], np.int32)]
+        yield [k.integers(n, n + 1)]
+
+
+def _gather(rows: np.ndarray, picked: list[np.ndarray]) -> np.ndarray:
+    return rows[picked[0]] if picked else rows
