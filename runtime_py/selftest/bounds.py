@@ -81,6 +81,8 @@ class Written:
                 at = _index(differing)
                 raise Mismatch(f"gives {found[at]} instead of {self.expected[at]} at {at}")
             return Error(0.0, 0.0, 0.0)
+        if not found.size:
+            return Error(0.0, self.bound.nmse, 0.0)
         if self.activations != "f32":
             _check_sums(found, self.activations)
             found = decode(found, self.activations, self.expected.shape[-1])
@@ -96,8 +98,6 @@ class Written:
         if not np.isfinite(found).all():
             at = _index(~np.isfinite(found))
             raise Mismatch(f"gives {found[at]} instead of {self.expected[at]:.6g} at {at}")
-        if not found.size:
-            return Error(0.0, self.bound.nmse, 0.0)
         allowed, bound = self.bound.largest * _scale(self.expected), self.bound.nmse
         if self.activations != "f32":  # half a code, and what decides a tie
             allowed = allowed + 0.5 * _code(self.expected, self.activations)
