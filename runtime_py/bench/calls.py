@@ -91,11 +91,10 @@ class Description:
         if not path.is_file():
             raise UserError(f"{path}: no such file; it describes the kernels: rebuild the artifact with build.py")
         raw = read_json(path)
-        origins, factories, elements, passes = (required(raw, name, dict, path)
-                                                for name in ("origins", "factories", "elements", "passes"))
+        origins, elements, passes = (required(raw, name, dict, path) for name in ("origins", "elements", "passes"))
         try:
-            return cls(origins, {name: Factory(made["name"], made["arguments"]) for name, made in factories.items()},
-                       elements, {name: _pass(values) for name, values in passes.items()})
+            factories = {name: Factory(made["name"], made["arguments"]) for name, made in raw["factories"].items()}
+            return cls(origins, factories, elements, {name: _pass(values) for name, values in passes.items()})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a description of kernel calls ({type(error).__name__}: {error}); rebuild the "
                             "artifact with build.py") from None

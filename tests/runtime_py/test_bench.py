@@ -20,6 +20,7 @@ from runtime_py.cli import main
 
 FACTS = {"artifact": "toy", "host": "here", "quantization": "q0f32", "weight_bytes": 1 << 30, "text": "random tokens",
          "cached_tokens": 64, "rounds": 3, "machine": "a processor", "processors": 2, "busy_before": 0.0}
+DESCRIBED = '{"origins": {}, "elements": {}, "factories": %s}'
 
 
 def test_extents_are_integer_arithmetic():
@@ -35,8 +36,10 @@ def test_extents_are_integer_arithmetic():
     (None, "no such file; it describes the kernels"),
     ("[]", "expected a JSON object"),
     ("{}", "'origins' is missing"),
-    ('{"origins": {}, "elements": {}, "passes": {"forward": {"results": ["a", []]}}}', "not a description .*'calls'"),
-    ('{"origins": {}, "elements": {}, "passes": {"forward": {"results": []}}}', "not a description")])
+    ('{"origins": {}, "elements": {}, "passes": {}}', "not a description .*'factories'.*rebuild"),
+    (DESCRIBED % '{}, "passes": {"forward": {"arguments": {}, "values": {}}}', "not a description .*'calls'"),
+    (DESCRIBED % '{"linear": {}}, "passes": {}', "not a description .*'name'"),
+    (DESCRIBED % '{"linear": []}, "passes": {}', "not a description")])
 def test_a_bad_description_is_refused(tmp_path, text, message):
     if text is not None:
         (tmp_path / "kernels.json").write_text(text)

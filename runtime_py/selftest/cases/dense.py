@@ -17,25 +17,38 @@ _ROWS = 8192  # of a matrix that are float64 at a time
 
 
 def linear(k: Subject, n: int) -> Iterator[list[Any]]:
-    """x, w, bias and residual if there are such -> y."""
-    p = k.p
+    """x, w (or its blocks of rows), bias and residual if there are such -> y."""
+    p, blocks = k.p, _blocks(k, k.p.outputs)
     x, values = k.rows(n, p.inputs)
-    w = k.matrix(1, p.weight_format, p.outputs, p.inputs)
-    bias = [k.stored(2)] if p.bias_dtype else []
-    y = np.concatenate([twins.linear(values, w[first:first + _ROWS]) for first in range(0, p.outputs, _ROWS)], axis=-1)
+    parts = []
+    for place, rows in enumerate(blocks, 1):
+        w = k.matrix(place, p.weight_format, rows, p.inputs)
+        parts += [twins.linear(values, w[first:first + _ROWS]) for first in range(0, rows, _ROWS)]
+    y = np.concatenate(parts, axis=-1)
+    bias = [k.stored(1 + len(blocks))] if p.bias_dtype else []
     if bias:
         y += bias[0]
     residual = [] if p.residual_scale is None else [k.normal(n, p.outputs)]
     if residual:
         y = residual[0] + p.residual_scale * y
-    yield [x, k.stored(1), *bias, *residual, written(y, Bound.exact(p.inputs))]
+    stored = [k.stored(place) for place in range(1, 1 + len(blocks))]
+    yield [x, *stored, *bias, *residual, written(y, Bound.exact(p.inputs))]
 
 
 def embedding(k: Subject, n: int) -> Iterator[list[Any]]:
-    """ids, table -> y."""
-    p, stored = k.p, k.stored(1)
-    tile = stored.shape[-1] if stored.dtype.kind == "f" else Q4_BLOCK
+    """ids, table (or its blocks of rows) -> y."""
+    p, blocks = k.p, _blocks(k, k.p.vocab)
     ids = k.integers(p.vocab, n)
-    tiles = unpacked(stored[ids // tile][:, None], p.weight_format, tile, p.width)
-    rows = tiles[np.arange(n), ids % tile]
-    yield [ids, stored, written(twins.embedding(np.arange(n), rows, p.scale), Bound.exact())]
+    stored = [k.stored(place) for place in range(1, 1 + len(blocks))]
+    rows = np.stack([_row(stored[token // blocks[0]], p.weight_format, token % blocks[0], p.width) for token in ids])
+    yield [ids, *stored, written(twins.embedding(np.arange(n), rows, p.scale), Bound.exact())]
+
+
+def _blocks(k: Subject, rows: int) -> tuple[int, ...]:
+    """Rows of the tensors that a matrix consists of; all but the last have as many."""
+    return tuple(getattr(k.p, "row_blocks", ())) or (rows,)
+
+
+def _row(stored: np.ndarray, weight_format: str, row: int, inputs: int) -> np.ndarray:
+    tile = stored.shape[-1] if stored.dtype.kind == "f" else Q4_BLOCK
+    return unpacked(stored[row // tile][None], weight_format, tile, inputs)[row % tile]
