@@ -1,0 +1,50 @@
+"""Compiled models on an OpenCL device: the original implementation's numbers, with and without drafts."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from compiled import nmse
+from opencl_kernels import counter
+
+import build as compiler
+from runtime_py import Engine
+from runtime_py.drafters.scripted import ScriptedDrafter
+
+GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+
+
+@pytest.fixture(scope="module", params=["mla_block", "gqa_block_linear"])
+def golden(request, device, tmp_path_factory):
+    """An engine in q0f32 and what the original implementation computed."""
+    folder = tmp_path_factory.mktemp("golden") / request.param
+    assert compiler.main(["--model", str(GOLDEN / request.param), "--quantization", "q0f32", "--target", "opencl",
+                          "-o", str(folder), "-q"]) == 0
+    with np.load(GOLDEN / request.param / "expected.npz") as arrays:
+        return Engine.load(folder), {name: arrays[name] for name in arrays.files}
+
+
+def test_scores_equal_the_original_implementation(golden):
+    engine, expected = golden
+    launches, ids = counter("launches"), expected["ids"][0].tolist()
+    for chunk in (None, 7, 1):
+        score = engine.score(ids, chunk)
+        assert nmse(score.logits, expected["logits"]) <= 1e-9
+        assert nmse(score.router_scores, expected["router_scores"]) <= 1e-9
+        assert ((score.router_scores != 0) == (expected["router_scores"] != 0)).all()
+    assert counter("launches") > launches + len(ids) * engine.artifact.config.num_hidden_layers
+
+
+def test_drafts_change_no_greedy_token(golden):
+    engine, expected = golden
+    prompt = expected["ids"][0].tolist()[:12]
+    plain = engine.generate(prompt, 24, draft="none")
+    list(plain)
+    logits = engine.score([*prompt, *plain.ids]).logits[len(prompt) - 1:-1]
+    assert plain.ids == logits.argmax(-1).tolist()
+    best = np.partition(logits, -2)[:, -2:]
+    assert (best[:, 1] - best[:, 0]).min() > 1e-4  # no tie that the order of sums could decide
+    script = ScriptedDrafter([*prompt, *plain.ids], 0.6, engine.artifact.config.vocab_size, seed=1)
+    drafted = engine.generate(prompt, 24, draft=script, tree_size=8)
+    list(drafted)
+    assert drafted.ids == plain.ids and max(drafted.stats.accept_lengths) > 1
