@@ -12,7 +12,8 @@ from ..tree import Tree, TreeShape
 class ScriptedDrafter:
     """Drafts the tokens of ``script``, the whole text from its first token on, prompt included. Each level is right
     with probability ``accuracy``, independently; what follows a wrong token is wrong. The other nodes of a tree are
-    wrong siblings of the first level's. Past the end of the script it proposes nothing."""
+    wrong siblings of the first level's: tokens that the script has later, whose experts are those of a good guess,
+    then any others. Past the end of the script it proposes nothing."""
 
     name = "scripted"
 
@@ -44,6 +45,8 @@ class ScriptedDrafter:
             return Tree([root], [-1])
         wrong = np.maximum.accumulate(self._rng.random(len(right)) >= self._accuracy)
         spine = [(token + bad) % self._vocab_size for token, bad in zip(right, wrong.tolist())]
-        siblings = [(right[0] + 2 + i) % self._vocab_size for i in range(min(shape.size - 1 - len(spine),
-                                                                             self._vocab_size - 2))]
+        start, missing = self._length + 1, shape.size - 1 - len(spine)
+        company = dict.fromkeys([*self._script[start + 1:start + 2 * shape.size],
+                                 *((right[0] + 2 + i) % self._vocab_size for i in range(missing + 1))])
+        siblings = [token for token in company if token not in (right[0], spine[0])][:missing]
         return Tree([root, *spine, *siblings], [*range(-1, len(spine)), *[0] * len(siblings)])

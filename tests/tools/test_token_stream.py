@@ -1,4 +1,4 @@
-"""A synthetic model from the command line to its measured sparsity, and what cannot be measured."""
+"""A synthetic model from the command line to its sparsity and speculative speed, and what cannot be measured."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,8 @@ import build
 from blockffn_mlc import config
 from blockffn_mlc.random_model import random_checkpoint
 from runtime_py.engine import Engine
-from tools import stream_sparsity
+from runtime_py.tree import TreeShape
+from tools import break_even, stream_sparsity
 
 TINY = replace(MLA, hidden_size=256, num_hidden_layers=4, num_experts=56, vocab_size=1024,
                max_position_embeddings=1088)
@@ -56,3 +57,19 @@ def test_a_missing_or_short_stream_is_refused(artifact, content, tokens, found, 
     assert stream_sparsity.main([str(artifact), "--tokens", str(tokens)]) == 1
     error = capsys.readouterr().err
     assert f"at least 80 tokens, found {found}" in error and error.count("\n") == 1
+
+
+def test_break_even(artifact, capsys):
+    """All levels right: every pass brings as many tokens as its tree has levels, and one."""
+    result = break_even.measure(Engine.load(artifact), [TreeShape(4, 2, 10)], [0.0, 1.0], tokens=12, rounds=1)
+    plain, wrong, right = result["runs"]
+    assert (plain["nodes"], plain["accept_length"]) == (1, 1.0) and plain["speed"] == 1.0
+    assert wrong["accept_length"] == 1.0 and right["accept_length"] == 3.0
+    assert 0 < right["union_share"] < 1 and result["plain_ms"] > 0
+    header, _, *rows = break_even.table(result).splitlines()[2:]
+    assert header.count("|") == rows[0].count("|") and rows[0].startswith("| 4 | 2 |") and "3.00: " in rows[0]
+
+
+def test_break_even_needs_a_stream(artifact, capsys):
+    assert break_even.main([str(artifact), "--tokens", "100000"]) == 1
+    assert "token stream and a window of 100096 tokens" in capsys.readouterr().err
