@@ -18,12 +18,12 @@ from .tools import android_library, system_library
 # kernel takes very many registers. No largest buffer is below 128 MB (what OpenCL asks of a device), most are 256 MB or
 # more. The compilers in the drivers run out of memory on long unrolled bodies.
 LIMITS = {
-    "adreno": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=1000,
-                     source_bytes=1 << 17),
-    "mali": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=1000,
-                   source_bytes=1 << 17),
-    "generic": Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=128 << 20, statements=1000,
-                      source_bytes=1 << 17),
+    "adreno": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=500,
+                     source_bytes=1 << 16),
+    "mali": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=500,
+                   source_bytes=1 << 16),
+    "generic": Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=128 << 20, statements=500,
+                      source_bytes=1 << 16),
 }
 _HOST = {"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]}
 _PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small

@@ -13,8 +13,8 @@ from .limits import Limits
 from .tools import host_library
 
 # A work-group and the threadgroup memory: AMD's 256 work-items, everyone's 32 KB. Buffers: a quarter of 4 GB.
-LIMITS = Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=1 << 30, statements=2000,
-                source_bytes=1 << 18)
+LIMITS = Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=1 << 30, statements=1000,
+                source_bytes=1 << 17)
 
 
 def opencl_target() -> Target:
