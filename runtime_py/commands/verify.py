@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> None:
     results = []
     if not args.json:
         print(f"{'kernel':<18} {'made by':<14} {'format':<18} {'calls':>5} {'NMSE':>8} {'bound':>8}  largest error")
-    for result in check_kernels(engine, engine.device):
+    for result in check_kernels(engine):
         results.append(result)
         if not args.json:
             print(_line(result), flush=True)

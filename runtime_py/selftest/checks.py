@@ -19,7 +19,6 @@ from .subject import Subject
 
 # One for every form that a kernel has for some number of tokens; those that the artifact's chunks allow are used.
 TOKENS = (1, 3, 8, 14, 33, 65)
-_PASSES = ("forward", "draft")  # where to look for a kernel's call first
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,21 @@ class Result:
         return asdict(self)
 
 
-def check_kernels(engine: Engine, device: Device) -> Iterator[Result]:
+def check_kernels(engine: Engine) -> Iterator[Result]:
     """Every kernel of the engine's library. Raises UserError when the artifact does not describe them."""
     artifact = engine.artifact
     description = Description.load(artifact.path)
     tokens = [n for n in TOKENS if n <= artifact.prefill_chunk_size]
-    calls = {call.kernel: call.inputs for name in sorted(description.passes, key=lambda name: name not in _PASSES)
-             for call in reversed(description.passes[name].calls)}
+    inputs: dict[str, tuple[str, ...]] = {}  # of a kernel's first call, by kernel
+    for call in (call for calls in description.passes.values() for call in calls.calls):
+        inputs.setdefault(call.kernel, call.inputs)
     for seed, (name, factory) in enumerate(description.factories.items()):
-        subject = Subject(factory.arguments, calls.get(name, ()), artifact.weights, seed)
-        yield _check(name, factory, subject, engine, device, tokens)
+        subject = Subject(factory.arguments, inputs.get(name, ()), artifact.weights, seed)
+        yield _check(name, factory, subject, engine, tokens)
 
 
-def _check(name: str, factory: Factory, subject: Subject, engine: Engine, device: Device,
-           tokens: list[int]) -> Result:
+def _check(name: str, factory: Factory, subject: Subject, engine: Engine, tokens: list[int]) -> Result:
+    device = engine.device
     case, before, errors, calls, problem = CASES.get(factory.name), _launches(device), [], 0, None
     try:
         if case is None:

@@ -137,7 +137,7 @@ DAMAGES = {
 def test_damage_is_found(engine, case, monkeypatch, capsys):
     name, damage, message = DAMAGES[case]
     monkeypatch.setattr(engine, "library", Broken(engine.library, name, damage))
-    results = {result.kernel: result for result in check_kernels(engine, engine.device)}
+    results = {result.kernel: result for result in check_kernels(engine)}
     assert [result.kernel for result in results.values() if result.problem] == [name]
     assert re.search(message, results[name].problem), results[name].problem
 
@@ -171,7 +171,7 @@ def test_what_must_not_be_read_is_nan(engine, monkeypatch):
 
     library = engine.library
     monkeypatch.setattr(engine, "library", Curious())
-    problems = {result.kernel: result.problem for result in check_kernels(engine, engine.device) if result.problem}
+    problems = {result.kernel: result.problem for result in check_kernels(engine) if result.problem}
     assert set(problems) == {"attention", "sparse_down"}
     assert all("gives nan instead of" in problem for problem in problems.values())
 
@@ -181,7 +181,7 @@ def test_a_broken_weight_is_found(engine, monkeypatch):
     name = next(key for key in weights if "down_proj" in key and "eagle" not in key)
     weights[name] = np.full_like(weights[name], np.nan)
     monkeypatch.setitem(vars(engine.artifact), "weights", weights)
-    problems = {result.kernel: result.problem for result in check_kernels(engine, engine.device) if result.problem}
+    problems = {result.kernel: result.problem for result in check_kernels(engine) if result.problem}
     assert list(problems) == ["sparse_down"] and "gives nan" in problems["sparse_down"]
 
 
@@ -201,7 +201,7 @@ def test_an_older_artifact_is_refused(engine, monkeypatch, tmp_path):
     (tmp_path / "kernels.json").write_text(json.dumps(values))
     monkeypatch.setattr(checks.Description, "load", lambda _, load=checks.Description.load: load(tmp_path))
     with pytest.raises(UserError, match="'factories'.*rebuild"):
-        next(check_kernels(engine, engine.device))
+        next(check_kernels(engine))
 
 
 def test_one_wrong_element_among_many():
