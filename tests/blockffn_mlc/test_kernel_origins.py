@@ -1,6 +1,7 @@
 """Only hand-written kernels run: none comes from legalisation, dlight or any other default."""
 
 import importlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,8 @@ from blockffn_mlc.builder import make_plan
 from blockffn_mlc.checkpoint.draft import Draft
 from blockffn_mlc.compile import compile_graph
 from blockffn_mlc.draft_config import DraftConfig
-from schedules.cpu import ORIGIN
+from schedules import cpu
+from schedules.builder import FACTORY, ORIGIN
 from targets.cpu import cpu_target
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +49,7 @@ def test_every_kernel_names_its_source(plan):
     assert ("encode" in kernels) == (plan.build.activations != "f32")
     for name, func in kernels.items():
         assert ORIGIN in func.attrs, f"{name} was not written by hand"
+        assert json.loads(str(func.attrs[FACTORY]))["name"] in cpu.__all__
         module = str(func.attrs[ORIGIN])
         assert re.fullmatch(r"schedules\.cpu\.\w+", module), (name, module)
         assert Path(importlib.import_module(module).__file__).is_relative_to(ROOT / "schedules" / "cpu")

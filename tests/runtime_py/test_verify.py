@@ -21,7 +21,7 @@ from runtime_py.selftest.bounds import Bound, Mismatch, Written
 from runtime_py.selftest.cases import CASES
 from runtime_py.selftest.checks import check_kernels
 from runtime_py.tvm_runtime import aligned_zeros
-from schedules import activations
+from schedules import activations, cpu, gpu
 from targets import find_targets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +76,11 @@ def test_the_compiler_is_not_loaded(artifact):
     header, *lines = done.stdout.splitlines()
     assert header.startswith("kernel") and lines and all("of allowed" in line for line in lines)
     assert f"{len(lines)} kernels verified on cpu" in done.stderr
+
+
+def test_every_kernel_has_a_case():
+    made = {name for family in (cpu, gpu) for name in family.__all__}
+    assert set(CASES) == made - {"FORMATS", "ORIGIN"}
 
 
 class Broken:
