@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from pathlib import Path
 
 from blockffn_mlc.errors import UserError
@@ -12,6 +14,7 @@ _AVX2 = {"avx2", "fma", "f16c", "bmi2"}
 _AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _NEEDED_FLAGS = {"avx512vnni": _AVX512 | {"avx512_vnni"}, "avx512": _AVX512, "avxvnni": _AVX2 | {"avx_vnni"},
                  "avx2": _AVX2, "sse": set(), "dotprod": {"asimddp"}, "neon": set()}
+_AT_HWCAP, _HWCAP_ASIMDDP = 16, 1 << 20  # of Linux on 64-bit ARM
 
 
 def check_host(host: str, where: str | Path, target: str = "cpu") -> None:
@@ -37,6 +40,8 @@ def missing_flags(unit: str) -> set[str]:
 
 def _cpu_flags() -> set[str]:
     """Instruction sets of the first processor; empty where the system does not tell."""
+    if sys.platform == "linux" and platform.machine() == "aarch64":  # emulators may show another's /proc/cpuinfo
+        return {"asimd", *(["asimddp"] if ctypes.CDLL(None).getauxval(_AT_HWCAP) & _HWCAP_ASIMDDP else [])}
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.is_file() else []
     return set(next((line for line in lines if line.startswith(("flags", "Features"))), "").split())

@@ -1,6 +1,8 @@
 """Opening artifacts: good ones are mapped in place, bad ones are refused in one sentence."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from blockffn_mlc.errors import UserError
 from runtime_py import weights as weights_module
 from runtime_py.artifact import Artifact
 from runtime_py.devices import find_device
-from runtime_py.host import check_host
+from runtime_py.host import check_host, missing_flags
 from runtime_py.library import Library
 from runtime_py.tvm_runtime import installed_version
 from runtime_py.weights import check_weights, load_weights
@@ -262,3 +264,11 @@ def test_a_processor_without_the_vector_unit_is_refused(monkeypatch):
     check_host(f"{machine} generic, sse", "x")
     monkeypatch.setattr("runtime_py.host._cpu_flags", set)
     check_host(f"{machine} znver4, avx512", "x")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's way to tell")
+@pytest.mark.parametrize("hwcap, missing", [(0x8FB, {"asimddp"}), (0x119FFB, set())])  # Cortex-A53, Neoverse-N1
+def test_on_arm_the_process_is_told_what_there_is(monkeypatch, hwcap, missing):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace(getauxval={16: hwcap}.__getitem__))
+    assert missing_flags("dotprod") == missing and missing_flags("neon") == set()
