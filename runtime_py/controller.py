@@ -100,8 +100,7 @@ class _Draft:
     def follow(self, tokens: Sequence[int]) -> bool:
         """Whether the text, going on with ``tokens``, may still be in the tree."""
         for token in tokens:
-            node = next((node for node in range(self.path[-1] + 1, len(self.tree))
-                         if self.tree.parents[node] == self.path[-1] and self.tree.tokens[node] == token), None)
+            node = self.tree.child(self.path[-1], token)
             if node is None:
                 return False
             self.path.append(node)
@@ -196,9 +195,7 @@ class Controller:
             self._wait, self._next_wait = self._next_wait, min(2 * self._next_wait, MAX_WAIT)
 
     def _learn(self, draft: _Draft) -> None:
-        levels = [0] * len(draft.tree)
-        for node, parent in enumerate(draft.tree.parents[1:], 1):
-            levels[node] = levels[parent] + 1
+        levels = draft.tree.levels
         whole = len(levels) < draft.shape.size  # the drafter had no more to offer
         ended = max(levels) < draft.shape.depth
         known = [(whole or shape.size <= len(levels)) and (ended or shape.depth <= draft.shape.depth)

@@ -17,7 +17,7 @@ from .cost_measurement import cost_table
 from .cost_table import CostTable
 from .devices import Device, find_device, kind_of_target
 from .drafters import Drafter, make_drafter
-from .generation import Generation
+from .generation import Generation, check_limits
 from .library import Library
 from .sampling import GREEDY, Sampling
 from .session import Output, Session
@@ -128,6 +128,7 @@ class Engine:
         artifact cannot draft so."""
         session = self.session(draft)
         ids = session.checked(self._ids(prompt))
+        check_limits(session, ids, max_tokens)  # before the controller's costs may be measured
         decoder = StreamDecoder(self.tokenizer, ids) if self.has_tokenizer else None
         return Generation(session, ids, sampling, stop_ids=self.artifact.config.eos_token_id, max_tokens=max_tokens,
                           decoder=decoder, controller=self.controller(session.drafter, tree_size))

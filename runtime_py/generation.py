@@ -16,6 +16,13 @@ from .tokenizer import StreamDecoder
 DEFAULT_MAX_TOKENS = 256
 
 
+def check_limits(session: Session, prompt: Sequence[int], max_tokens: int | None) -> None:
+    """Raises UserError when the prompt and ``max_tokens`` (None: one token) do not fit into the context window."""
+    if max_tokens is not None and max_tokens < 1:
+        raise UserError(f"max_tokens: expected a positive integer, found {max_tokens}")
+    session.check_room(len(prompt) + (max_tokens or 1), "tokens (prompt plus those to generate)")
+
+
 class Token(NamedTuple):
     """A generated token and the text it completes (empty while a character is incomplete)."""
 
@@ -38,9 +45,7 @@ class Generation:
         """``max_tokens`` None: up to 256, as the window allows. ``controller``: decides what the session's drafter
         drafts; None: plain decoding. The tokens are the same either way. Raises UserError before any work when the
         prompt and ``max_tokens`` do not fit into the context window."""
-        if max_tokens is not None and max_tokens < 1:
-            raise UserError(f"max_tokens: expected a positive integer, found {max_tokens}")
-        session.check_room(len(prompt) + (max_tokens or 1), "tokens (prompt plus those to generate)")
+        check_limits(session, prompt, max_tokens)
         self._session = session
         self._stop_ids = frozenset(stop_ids)
         self._decoder = decoder

@@ -50,26 +50,38 @@ def fixed_shape(size: int, drafter: Drafter) -> TreeShape:
     return TreeShape(size, min(size - 1, size.bit_length()) if drafter.name == "eagle" else size - 1, top_k=10)
 
 
+def _drafted(drafter: Drafter, root: int, shape: TreeShape) -> Tree:
+    """What ``drafter`` proposes. Raises ValueError for a tree that ``shape`` does not allow."""
+    tree = drafter.draft(root, shape)
+    if (tree.tokens[0] != root or len(tree) > shape.size
+            or (len(tree) - 1 > shape.depth and max(tree.levels) > shape.depth)):
+        raise ValueError(f"drafter {drafter.name}: expected at most {shape.size} nodes and {shape.depth} levels below "
+                         f"the root {root}, found {len(tree)} nodes and {max(tree.levels)} levels below the root "
+                         f"{tree.tokens[0]}")
+    return tree
+
+
 def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: Collection[int],
             controller: ShapeController, stats: Stats) -> list[int]:
     """The tokens that one pass adds behind ``root``, the token chosen last: at least one, at most ``limit``, drawn as
     plain decoding draws them (``verification.accept``), the last one possibly of ``stop_ids``.
 
     The session, which has room for ``limit`` tokens and the root, then holds everything but the last of them. Where
-    the drafter has nothing to propose, or one token is wanted, the pass is a plain step.
+    the drafter has nothing to propose, or one token is wanted, the pass is a plain step. Raises ValueError when the
+    drafter proposes a tree that it was not asked for.
     """
     start = perf_counter()
     shape = controller.choose()
     if shape.depth >= limit:  # a path of d nodes below the root gives d + 1 tokens
         shape = replace(shape, depth=limit - 1)
-    drafted = session.drafter.draft(root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
+    drafted = _drafted(session.drafter, root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
     tree = controller.cut(drafted)
     stats.draft_seconds += perf_counter() - start
     start = perf_counter()
     if len(tree) == 1:
-        logits = [session.step(root)]
+        logits = session.step(root)
         stats.verify_seconds += perf_counter() - start
-        path, tokens = accept(tree, logits, sample, session.tokens)
+        path, tokens = [0], [sample(logits, session.tokens)]
     else:
         output = session.tree(tree.tokens, tree.parents)
         stats.verify_seconds += perf_counter() - start

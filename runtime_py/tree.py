@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from .artifact import MASK_BITS
 
@@ -38,6 +39,14 @@ class Tree:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @cached_property
+    def levels(self) -> list[int]:
+        """Of every node the number of levels it lies below the root."""
+        levels = [0]
+        for parent in self.parents[1:]:
+            levels.append(levels[parent] + 1)
+        return levels
 
     def child(self, node: int, token: int) -> int | None:
         """The first child of ``node`` that carries ``token``."""

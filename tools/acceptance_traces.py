@@ -61,8 +61,7 @@ def record(session: Session, text: Sequence[int], shape: TreeShape) -> Iterator[
         tree = session.drafter.draft(text[position], shape)
         path, node = [], 0
         for token in text[position + 1:]:
-            node = next((child for child in range(node + 1, len(tree))
-                         if tree.parents[child] == node and tree.tokens[child] == token), None)
+            node = tree.child(node, token)
             if node is None:
                 break
             path.append(node)

@@ -9,10 +9,12 @@ from trees import RandomDrafter, Scribe
 
 from blockffn_mlc.errors import UserError
 from runtime_py import GREEDY, Generation, Sampling
+from runtime_py import engine as engine_module
 from runtime_py.conversation import Conversation
 from runtime_py.drafters.scripted import ScriptedDrafter
+from runtime_py.sampling import Sampler
 from runtime_py.speculation import FixedShape
-from runtime_py.tree import TreeShape
+from runtime_py.tree import Tree, TreeShape
 
 PROMPT = [1, 40, 41, 42]
 SAMPLED = Sampling(temperature=1.5, top_p=0.95, top_k=40, repetition_penalty=1.1, seed=5)
@@ -202,3 +204,47 @@ def test_impossible_choices_are_refused_before_any_work(engine, draft, size, mes
         Conversation(engine, draft, size)
     assert engine.library.calls == []
     assert engine.generate(PROMPT, 4, draft="none", tree_size=1).draft == "none"
+
+
+@pytest.mark.parametrize(("count", "length", "message"), [
+    (0, 4, "expected a positive integer"), (WINDOW, 4, "do not fit"), (None, WINDOW, "do not fit"),
+    (4, 0, "no tokens")])
+def test_nothing_is_measured_for_what_is_refused(engine, monkeypatch, count, length, message):
+    measured, costs = [], engine_module.cost_table
+    monkeypatch.setattr(engine_module, "cost_table", lambda *_, **__: measured.append(1) or costs())
+    with pytest.raises(UserError, match=message):
+        engine.generate([1] * length, count, draft="ngram")
+    assert measured == [] == engine.library.calls
+    engine.generate(PROMPT, 4, draft="ngram")
+    assert measured == [1]
+
+
+@pytest.mark.parametrize(("tree", "found"), [
+    (lambda root: Tree([root + 1, 5], [-1, 0]), "found 2 nodes and 1 levels below the root"),
+    (lambda root: Tree([root, 5, 6, 7, 8], [-1, 0, 0, 0, 0]), "found 5 nodes and 1 levels"),
+    (lambda root: Tree([root, 5, 6, 7], [-1, 0, 1, 2]), "found 4 nodes and 3 levels")])
+def test_a_drafter_that_proposes_what_it_was_not_asked_for(engine, tree, found):
+    class Bad(Scribe):
+        name = "bad"
+
+        def draft(self, root, shape):
+            return tree(root)
+    generation = Generation(engine.session(Bad()), PROMPT, GREEDY, stop_ids=[], max_tokens=12,
+                            controller=FixedShape(TreeShape(4, 2, 10)))
+    with pytest.raises(ValueError, match=f"drafter bad: expected at most 4 nodes and 2 levels .* {found}"):
+        list(generation)
+
+
+@pytest.mark.parametrize("size", [1, 6])
+def test_every_draw_knows_the_text_before_it_once(engine, monkeypatch, size):
+    histories = []
+
+    class Spy(Sampler):
+        def __call__(self, logits, history):
+            histories.append(list(history))
+            return super().__call__(logits, histories[-1])
+    text = PROMPT + plain(engine).ids
+    monkeypatch.setattr("runtime_py.generation.Sampler", Spy)
+    list(engine.generate(PROMPT, 24, draft=RandomDrafter(text, 300, 0.6), tree_size=size))
+    assert all(history == text[:len(history)] for history in histories)
+    assert {len(history) for history in histories} >= set(range(len(PROMPT), len(text)))
