@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,17 +51,6 @@ class CostTable:
         if shape.size > self.nodes[-1]:
             raise ValueError(f"the cost table ends at {self.nodes[-1]} nodes, found {shape}")
         return self.by_nodes[shape.size] + (self.drafting(shape.depth) if shape.size > 1 else 0.0)
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> CostTable:
-        """Raises ValueError for anything but what ``to_json`` writes."""
-        try:
-            return cls.from_dict(json.loads(text))
-        except RecursionError as error:
-            raise ValueError(f"not a cost table ({error})") from None
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> CostTable:

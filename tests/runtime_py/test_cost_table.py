@@ -1,6 +1,7 @@
 """Cost tables: what they say between the measured points, how they are measured, how they are kept."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_between_two_points_lies_a_time_between_theirs(seconds):
     for i, (first, last) in enumerate(zip(NODES, NODES[1:])):
         low, high = sorted(seconds[i:i + 2])
         assert all(low * (1 - 1e-9) <= table.by_nodes[n] <= high * (1 + 1e-9) for n in range(first, last + 1))
-    assert CostTable.from_json(table.to_json()) == table
+    assert CostTable.from_dict(json.loads(json.dumps(asdict(table)))) == table
 
 
 @pytest.mark.parametrize("change", [
@@ -46,15 +47,14 @@ def test_between_two_points_lies_a_time_between_theirs(seconds):
     {"seconds": [1.0, float("nan"), 2.0]}, {"draft_seconds": [-1.0]}, {"draft_seconds": None},
     {"seconds": ["x", 1, 2]}])
 def test_bad_tables_are_refused(change):
-    values = json.loads(TABLE.to_json()) | change
     with pytest.raises(ValueError):
-        CostTable.from_json(json.dumps(values))
+        CostTable.from_dict(asdict(TABLE) | change)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{}", "[" * 100_000])
-def test_other_json_is_refused(text):
+@pytest.mark.parametrize("values", [None, [], 3, {}])
+def test_other_values_are_refused(values):
     with pytest.raises(ValueError):
-        CostTable.from_json(text)
+        CostTable.from_dict(values)
 
 
 class Clock:
