@@ -16,6 +16,7 @@ def fixed_costs(monkeypatch):
     """No test depends on this machine's speed or on the user's cache: speculation costs what these figures say."""
     table = CostTable((1, 2, 4, 8, 16, 32, 64), (1.0, 1.05, 1.1, 1.2, 1.4, 1.8, 2.6))
     monkeypatch.setattr("runtime_py.engine.cost_table", lambda *_, **__: table)
+    return table
 
 
 @pytest.fixture

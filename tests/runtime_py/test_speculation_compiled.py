@@ -1,6 +1,7 @@
 """Speculative decoding on compiled models: token by token the text of plain decoding, whatever is drafted."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import build as compiler
 from runtime_py import GREEDY, Engine, Sampling
 
 ROOT = Path(__file__).resolve().parents[2]
-GOLDEN, DEMO_DRAFT = ROOT / "tests" / "golden", ROOT / "blockffn_mlc" / "demo" / "draft"
+GOLDEN, DEMO = ROOT / "tests" / "golden", ROOT / "blockffn_mlc" / "demo"
 SIZES = (1, 2, 7, 32, 64)
 TOKENS = 30
 # Random weights repeat themselves; a penalty keeps texts varied, and has to count the path to every node.
@@ -22,7 +23,7 @@ SAMPLED = Sampling(1.0, top_p=0.9, repetition_penalty=1.1, seed=11)
 @pytest.fixture(scope="module", params=["mla", "gqa"])
 def engine(request, tmp_path_factory):
     """The demo model (MLA, trained weights and draft) and random weights with grouped-query attention."""
-    options = {"mla": ["--draft", str(DEMO_DRAFT)],
+    options = {"mla": ["--draft", str(DEMO / "draft")],
                "gqa": ["--model", str(GOLDEN / "gqa_block_linear"), "--draft", str(GOLDEN / "eagle_gqa"),
                        "--quantization", "q0f32"]}[request.param]
     out = tmp_path_factory.mktemp("speculation") / request.param
@@ -94,3 +95,32 @@ def test_repetitive_text_takes_few_passes(engine):
         list(generation)
         found.append(generation.stats.mean_accept_length)
     assert np.mean(found) > 2
+
+
+def test_the_trained_draft_is_often_right(engine):
+    """Greedily, behind pieces of held-out text."""
+    if engine.artifact.config.attention_type != "mla":
+        pytest.skip("the draft of the other model is not trained")
+    ids, lengths = engine.tokenizer.encode((DEMO / "heldout.txt").read_text(encoding="utf-8")), []
+    for start in range(0, len(ids), 400):
+        generation = engine.generate([1, *ids[start:start + 16]], 60, draft="eagle", tree_size=8)
+        list(generation)
+        lengths += generation.stats.accept_lengths
+    assert len(lengths) > 100 and np.mean(lengths) >= 2.2
+
+
+@pytest.mark.parametrize(("draft", "draft_seconds"), [("eagle", tuple(0.05 * depth for depth in range(1, 9))),
+                                                      ("ngram", ())])
+def test_sizes_chosen_while_decoding_never_change_the_text(engine, monkeypatch, fixed_costs, draft, draft_seconds):
+    costs = replace(fixed_costs, draft_seconds=draft_seconds)
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda *_, **__: costs)
+    monkeypatch.setattr(engine, "_costs", {})
+    rng, vocab, drafted = np.random.default_rng(4), engine.artifact.config.vocab_size, 0
+    for _ in range(8):
+        prompt = [1, *rng.integers(3, vocab, 12).tolist()]
+        plain = engine.generate(prompt, 60, draft="none")
+        list(plain)
+        generation = engine.generate(prompt, 60, draft=draft)
+        assert [token.id for token in generation] == plain.ids
+        drafted += generation.stats.drafted
+    assert drafted > 0
