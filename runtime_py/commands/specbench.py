@@ -94,6 +94,7 @@ def _settings(engine: Engine, args: argparse.Namespace, modes: list[str]) -> dic
     build += [weight.reshape(-1)[:_SAMPLE].tobytes() for weight in artifact.weights.values()]
     return {"artifact": artifact.name, "build_digest": _digest(build), "machine": processor(),
             "device": f"{engine.device.name} {engine.device.product}", "threads": engine.threads,
+            "mmap": args.mmap, "pin": args.pin,
             "questions_digest": _digest([Path(args.questions).read_bytes()]),
             "modes": modes, "max_tokens": args.max_tokens, "tree_size": args.tree_size}
 

@@ -62,7 +62,8 @@ def make_report(questions: Sequence[Question], answers: Mapping[str, Mapping[int
     asked = [question for question in questions if question.id not in skipped]
     found = {question.id: [by_question[question.id] for by_question in answers.values()] for question in asked}
     return Report(
-        facts, _rows(asked, answers), [skipped[question.id] for question in questions if question.id in skipped],
+        facts, _rows(asked, answers, facts["tree_size"]),
+        [skipped[question.id] for question in questions if question.id in skipped],
         [i for i, given in found.items() if any(answer.turns != given[0].turns for answer in given)],
         [i for i, given in found.items() if any("window" in answer.finish_reasons for answer in given)],
         [i for i, given in found.items() if any(decode_rate(answer) is None for answer in given)])
@@ -80,7 +81,8 @@ def whole_rate(answer: Answer) -> float:
     return sum(answer.new_tokens) / sum(answer.wall_time)
 
 
-def _rows(questions: Sequence[Question], answers: Mapping[str, Mapping[int | str, Answer]]) -> list[Row]:
+def _rows(questions: Sequence[Question], answers: Mapping[str, Mapping[int | str, Answer]],
+          tree_size: int | None) -> list[Row]:
     """Means over questions for speeds, over passes for the accept length; speed-ups are ratios of means (all as in
     Spec-Bench). The average is over all questions, whatever their task."""
     rows = []
@@ -91,7 +93,7 @@ def _rows(questions: Sequence[Question], answers: Mapping[str, Mapping[int | str
             lengths = [length for answer in group for length in answer.accept_lengths]
             shares = [share for answer in group for share in answer.union_shares]
             rows.append({
-                "mode": mode, "paper": MODES[mode].paper, "task": task, "questions": len(group),
+                "mode": mode, "paper": MODES[mode].paper_row(tree_size), "task": task, "questions": len(group),
                 "tokens_per_s": _mean(decode),
                 "tokens_per_s_std": statistics.stdev(decode) if len(decode) > 1 else None,
                 "speedup": None, "accept_length": _mean(lengths), "union_share": _mean(shares),
@@ -133,8 +135,8 @@ def to_markdown(report: Report) -> str:
             continue
         lines += ["", f"{title}:", "", _line(["mode", "in the paper", *(HEADINGS[task] for task in tasks)]),
                   "|" + "---|" * (2 + len(tasks))]
-        lines += [_line([mode, MODES[mode].paper, *(_cell(figure, report.row(mode, task)) for task in tasks)])
-                  for mode in modes]
+        lines += [_line([mode, MODES[mode].paper_row(facts["tree_size"]),
+                         *(_cell(figure, report.row(mode, task)) for task in tasks)]) for mode in modes]
     counts = {task: report.row(modes[0], task)["questions"] for task in tasks if task != AVERAGE}
     lines += ["", f"Answered: {_by_task(counts)}.", *_remarks(report)]
     return "\n".join(lines)

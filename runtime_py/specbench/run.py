@@ -18,11 +18,17 @@ _WARM_UP_TOKENS = 32
 @dataclass(frozen=True)
 class Mode:
     """A way to decode. ``dense``: every expert is computed; ``draft``: where candidates come from; ``paper``: the row
-    of the paper's Table 6 that it corresponds to."""
+    of the paper's Table 6 that it corresponds to with trees of 32 nodes."""
 
     dense: bool
     draft: str
     paper: str
+
+    def paper_row(self, tree_size: int | None) -> str:
+        """``paper``, or what is different from it with trees of another size."""
+        if not self.paper.endswith("(32-Tok)") or tree_size == 32:
+            return self.paper
+        return f"Ours, but {f'trees of {tree_size} nodes' if tree_size else 'tree sizes chosen while decoding'}"
 
 
 MODES = {

@@ -171,7 +171,8 @@ def test_more_questions_continue_a_folder(specbench, asked):
     assert "Answered: 1 question(s) (QA 1)." in specbench("--tasks", "qa")[1]
 
 
-@pytest.mark.parametrize("options", [("--max-tokens", 7), ("--modes", "sparse"), ("--tree-size", 8)])
+@pytest.mark.parametrize("options", [("--max-tokens", 7), ("--modes", "sparse"), ("--tree-size", 8),
+                                     ("--mmap",)])
 def test_other_settings_are_refused(specbench, options):
     specbench()
     code, out, err = specbench(*options)

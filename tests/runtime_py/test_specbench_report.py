@@ -97,6 +97,15 @@ def test_markdown(report):
     assert "Warning: something." in to_markdown(report)
 
 
+@pytest.mark.parametrize(("size", "label"), [(32, "Ours (32-Tok)"), (8, "Ours, but trees of 8 nodes"),
+                                             (None, "Ours, but tree sizes chosen while decoding")])
+def test_the_paper_s_row_is_named_for_its_tree_size_only(answers, size, label):
+    answers["sparse+eagle"] = answers.pop("sparse+ngram")
+    report = make_report(QUESTIONS[:3], answers, {}, FACTS | {"tree_size": size})
+    assert f"| sparse+eagle | {label} |" in to_markdown(report)
+    assert {row["paper"] for row in report.rows} == {"Baseline AR", label}
+
+
 def test_csv_and_json_parse_back(report):
     rows = list(csv.DictReader(io.StringIO(to_csv(report))))
     assert [(row["mode"], row["task"]) for row in rows] == [(row["mode"], row["task"]) for row in report.rows]
