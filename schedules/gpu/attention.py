@@ -53,6 +53,7 @@ def attention(tiles: GpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
                 block.mix(lambda head, i, value: T.buffer_store(out, value, [row, (first + head) * value_dim + i]))
             else:
                 mix = shared((share, value_dim))
+                barrier()  # everyone is done with the last block, whose memory this may be
                 block.mix(lambda head, i, value: T.buffer_store(mix, value, [head, i]))
                 barrier()
                 with T.serial(0, share) as head:

@@ -18,8 +18,8 @@ _LOWEST = -float("inf")
 def argmax(tiles: GpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
     """The lowest index with the largest logit of each row, and that logit.
 
-    Parameters: logits f32 [m, vocab]; tokens int32 [m]; values f32 [m]. A NaN is never the largest; a row without a
-    number above -inf gives index 0 and -inf.
+    Parameters: logits f32 [m, vocab]; tokens int32 [m]; values f32 [m]. A NaN counts as inf, so that it is noticed: the
+    value is then NaN (inf where one comes before it). A row of nothing but -inf gives index 0 and -inf.
     """
     with kernel(__name__) as k:
         m = k.rows_var()
@@ -27,10 +27,11 @@ def argmax(tiles: GpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
         tokens = k.tensor((m,), "int32")
         values = k.tensor((m,))
         with launch((m,), (tiles.items,)) as ((row,), (item,)):
-            value, index = _Largest(tiles, item).of(logits, row, vocab, lambda value, index: T.bool(True))
+            _, index = _Largest(tiles, item).of(lambda i: _nan_as_inf(logits[row, i]), vocab,
+                                                lambda value, index: T.bool(True))
             with when(item == 0):
                 T.buffer_store(tokens, index, [row])
-                T.buffer_store(values, value, [row])
+                T.buffer_store(values, logits[row, index], [row])
     return k.func
 
 
@@ -48,7 +49,7 @@ def top_k(tiles: GpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.t
 
         with launch((m,), (tiles.items,)) as ((row,), (item,)):
             largest = _Largest(tiles, item)
-            top, first = largest.of(logits, row, vocab, lambda value, index: T.bool(True))
+            top, first = largest.of(lambda i: logits[row, i], vocab, lambda value, index: T.bool(True))
             sums = Local(1, 0.0)
             strided(item, vocab, tiles.items, lambda i: sums.add(0, T.exp(logits[row, i] - top)))
             (exponentials,) = total(item, tiles.items, sums[0])
@@ -59,11 +60,18 @@ def top_k(tiles: GpuTiles, vocab: int, k: int, *, mapped: bool = False) -> tvm.t
                     index = last_index[0]
                     T.buffer_store(tokens, index if token_ids is None else token_ids[index], [row, place])
                     T.buffer_store(log_probs, last_value[0] - top - log_total, [row, place])
-                value, index = largest.of(logits, row, vocab, lambda value, index: T.Or(
+                value, index = largest.of(lambda i: logits[row, i], vocab, lambda value, index: T.Or(
                     value < last_value[0], T.And(value == last_value[0], index > last_index[0])))
                 last_value.set(0, value)
                 last_index.set(0, index)
     return builder.func
+
+
+def _nan_as_inf(value: Any) -> Any:
+    """By its bits: compilers may assume that every number equals itself."""
+    value = T.bind(value)
+    bits = T.bitwise_and(T.reinterpret("int32", value), T.int32(0x7FFFFFFF))
+    return T.Select(bits > T.int32(0x7F800000), T.float32(float("inf")), value)
 
 
 class _Largest:
@@ -73,13 +81,13 @@ class _Largest:
         self._items, self._item = tiles.items, item
         self._values, self._indices = shared((tiles.items,)), shared((tiles.items,), "int32")
 
-    def of(self, logits: T.Buffer, row: Any, count: int, among: Any) -> tuple[Any, Any]:
-        """The largest of ``count`` elements of a row that ``among(value, index)`` holds for and its index, the lowest
-        of equals; -inf and 0 where there is none. Contains barriers."""
+    def of(self, element: Any, count: int, among: Any) -> tuple[Any, Any]:
+        """The largest of ``element(i)``, i < ``count``, that ``among(value, index)`` holds for and its index, the
+        lowest of equals; -inf and 0 where there is none. Contains barriers."""
         best, place = Local(1, _LOWEST), Local(1, 0, "int32")
 
         def look(i: Any) -> None:
-            value = T.bind(logits[row, i])
+            value = T.bind(element(i))
             with when(T.And(value > best[0], among(value, i))):
                 best.set(0, value)
                 place.set(0, i)

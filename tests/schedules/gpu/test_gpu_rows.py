@@ -80,6 +80,14 @@ def test_largest_logits(rng, vocab):
     assert (tokens == logits.argmax(1)).all() and (values == logits.max(1)).all()
 
 
+def test_a_nan_is_noticed_among_the_largest_logits(rng):
+    logits = normal(rng, 4, 700)
+    logits[0, 0] = logits[1, 699] = logits[2, 333] = np.nan
+    tokens, values = run(gpu.argmax(TILES, 700), logits, Out((4,), "int32"), Out((4,)))
+    assert tokens.tolist() == [0, 699, 333, logits[3].argmax()]
+    assert np.isnan(values).tolist() == [True, True, True, False] and values[3] == logits[3].max()
+
+
 @pytest.mark.parametrize("mapped", [False, True])
 def test_most_likely_tokens(rng, mapped):
     logits = normal(rng, 3, 700)
