@@ -46,8 +46,8 @@ def _compile(graph: Graph, target: Target, prefix: str | None, stage: Callable[[
     split = _DeviceFunctions()
     executable = compile_graph(graph, target.tvm_target, stage, prefix=prefix, instruments=[split])
     target.limits.check_functions(target.name, split.module)
-    for module in executable.mod.imports[0].imports:
-        target.limits.check_source(target.name, module.inspect_source())
+    modules = executable.mod.imports[0].imports
+    target.limits.check_source(target.name, "\n".join(module.inspect_source() for module in modules))
     return executable
 
 
@@ -55,7 +55,8 @@ def _compile(graph: Graph, target: Target, prefix: str | None, stage: Callable[[
 class _DeviceFunctions:
     """Keeps the module in which device functions have just become functions of their own."""
 
-    module: tvm.IRModule
+    def __init__(self) -> None:
+        self.module = tvm.IRModule()
 
     def run_after_pass(self, module: tvm.IRModule, info: Any) -> None:
         if info.name == "tirx.SplitHostDevice":

@@ -42,8 +42,9 @@ class Limits:
             _check(target, name, "a buffer", largest, "bytes", self.buffer_bytes, _SMALLER)
 
     def check_functions(self, target: str, module: tvm.IRModule) -> None:
-        """Refuse device functions (behind SplitHostDevice) that exceed a limit. Raises UserError."""
-        for name, func in device_functions(module).items():
+        """Refuse device functions (behind SplitHostDevice) that exceed a limit. Raises UserError; RuntimeError when
+        there are none, as then nothing was checked."""
+        for name, func in _found(device_functions(module), target, "device functions").items():
             for what, value, unit, limit in (
                     ("a work-group", work_group(func), "work-items", self.work_group),
                     ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes),
@@ -51,8 +52,9 @@ class Limits:
                 _check(target, name, what, value, unit, limit, _FEWER)
 
     def check_source(self, target: str, source: str) -> None:
-        """Refuse a module's text if a kernel's part of it is too long. Raises UserError."""
-        for name, text in kernel_sources(source).items():
+        """Refuse a module's text if a kernel's part of it is too long. Raises UserError; RuntimeError when it has no
+        kernels."""
+        for name, text in _found(kernel_sources(source), target, "kernels' source").items():
             _check(target, name, "source text", len(text), "bytes", self.source_bytes, _FEWER)
 
 
@@ -91,6 +93,12 @@ def kernel_sources(source: str) -> dict[str, str]:
         name, _, text = part.partition("\n")
         found[name] = re.sub(r"^__kernel [^{]*?\);\n", "", text, flags=re.MULTILINE)
     return found
+
+
+def _found(checked: dict[str, Any], target: str, what: str) -> dict[str, Any]:
+    if not checked:
+        raise RuntimeError(f"target {target}: no {what} to check against its limits; TVM's lowering has changed")
+    return checked
 
 
 def _check(target: str, kernel: str, what: str, value: int, unit: str, limit: int, remedy: str) -> None:

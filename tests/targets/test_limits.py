@@ -1,6 +1,7 @@
 """What a device allows: kernels within the limits are compiled, others get one sentence."""
 
 import pytest
+import tvm
 from small_library import TOO_MUCH, small_graph, small_kernel, with_limit
 from tvm.script.ir_builder import tirx as T
 
@@ -81,6 +82,14 @@ def test_a_kernels_source_leaves_the_others_prototypes_out():
     text = ("// Function: a\n__kernel void a(int x);\n__kernel void b(int x);\n__kernel void a(int x) {\n}\n\n"
             "// Function: b\n__kernel void a(int x);\n__kernel void b(int x);\n__kernel void b(int x) {\n  x;\n}\n")
     assert kernel_sources(text) == {"a": "__kernel void a(int x) {\n}\n\n", "b": "__kernel void b(int x) {\n  x;\n}\n"}
+
+
+def test_nothing_to_check_is_not_within_the_limits():
+    limits = find_target("opencl").limits
+    with pytest.raises(RuntimeError, match="target opencl: no device functions to check"):
+        limits.check_functions("opencl", tvm.IRModule())
+    with pytest.raises(RuntimeError, match="target opencl: no kernels' source to check"):
+        limits.check_source("opencl", "// no kernel")
 
 
 def test_every_device_target_has_limits():
