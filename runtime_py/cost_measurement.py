@@ -34,7 +34,7 @@ from .weights import INDEX
 if TYPE_CHECKING:
     from .engine import Engine
 
-_RECIPE = 2  # of the measurement; entries of another are stale
+_RECIPE = 3  # of the measurement; entries of another are stale
 _CACHED_TOKENS = 64  # attention is a small part of a pass, so its depth matters little
 _ROUNDS = 3, 25  # at least, at most
 _SECONDS = 1.0  # no further round begins after it
@@ -129,6 +129,7 @@ def _pass(session: Session, tree: list[int]) -> None:
         session.rollback(length)
     else:
         session.tree(tree, [-1, *((node - 1) // 2 for node in range(1, len(tree)))])
+    session.wait()
 
 
 def _read(path: Path, key: dict[str, Any]) -> CostTable | None:

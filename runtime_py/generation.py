@@ -72,6 +72,7 @@ class Generation:
     def _run(self, prompt: list[int]) -> Iterator[Token]:
         sample, clock = Sampler(self.sampling), Stopwatch()
         logits = self._session.extend(prompt)
+        self._session.wait()
         self.stats.prefill_seconds = clock.seconds
         token = self._take(sample(logits, self._session.tokens))
         self.stats.time_to_first_token = clock.seconds

@@ -11,7 +11,7 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
-from .devices import Device, Inputs, Logits, Row, kind_of_target
+from .devices import Device, Inputs, Logits, Row, device_facts, kind_of_target
 from .host import check_host
 from .jsonfile import required
 from .tvm_runtime import aligned_zeros, installed_version, load_runtime
@@ -58,6 +58,7 @@ class Library:
         _check_limits(artifact, self.metadata)
         params = required(self.metadata, "params", list, artifact.library)
         weights = check_weights(artifact.weights, params, artifact.path)
+        _check_device(artifact, device, max((weight.nbytes for weight in weights), default=0))
         self._params = self._ffi.convert([device.tensor(weight) for weight in weights])
         # The inputs of ``step``, kept and written in place: making five tensors per token is slow.
         self._step = device.inputs(((1,), (1,), (1,), (1, 2), (1,)))
@@ -116,6 +117,10 @@ class Library:
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
         self._call(self._commit, *self._copies(idx), self._ffi.Shape((past,)), caches)
+
+    def wait(self) -> None:
+        """Until the device is done with every pass before: without it a clock reads when they were launched."""
+        self._device.wait()
 
     def draft(self, ids: np.ndarray, hidden: np.ndarray, positions: np.ndarray, visible: np.ndarray,
               ancestors: np.ndarray, rows: np.ndarray, past: int, offset: int, caches: Any) -> Drafted:
@@ -186,6 +191,25 @@ def _check_compatible(artifact: Artifact, device: Device) -> None:
     if installed.split(".")[:2] != artifact.tvm_version.split(".")[:2]:
         raise UserError(f"{artifact.path}: compiled by TVM {artifact.tvm_version}, installed is TVM {installed}; "
                         f"install the former, or {rebuild}")
+
+
+def _check_device(artifact: Artifact, device: Device, largest_weight: int) -> None:
+    """Hold what kernels were built for against what the device has, where its runtime tells. Of buffers the largest
+    weight counts: the artifact's own limit is only an upper bound of them."""
+    built_for = artifact.chat_config["blockffn"].get("device")
+    if not isinstance(built_for, dict):
+        return
+    facts = device_facts(device.name)
+    for field, needed, fact in (("fp16", built_for.get("fp16"), "fp16"),
+                                ("work_group", built_for.get("work_group"), "max_work_group_size"),
+                                ("threadgroup_bytes", built_for.get("threadgroup_bytes"), "local_memory_bytes"),
+                                ("buffer_bytes", largest_weight, "max_allocation_bytes")):
+        found = facts.get(fact)
+        if isinstance(needed, int) and found is not None and found < needed:
+            remedy = ("rebuild with --quantization q0f32" if field == "fp16" else
+                      "rebuild for a --target with smaller limits (build.py --list-targets)")
+            raise UserError(f"{artifact.path}: device {device.name!r}: field {field!r}: the artifact needs {needed}, "
+                            f"the device has {found}; {remedy} or choose another --device")
 
 
 def _check_limits(artifact: Artifact, metadata: dict[str, Any]) -> None:

@@ -180,6 +180,10 @@ class Session:
         self.rollback(shared)
         return shared
 
+    def wait(self) -> None:
+        """Until every pass before is done, as who reads a clock must."""
+        self._library.wait()
+
     def _hold(self, tokens: list[int], hidden: np.ndarray | None) -> None:
         if self.drafter is not None:
             self.drafter.extend(tokens, hidden)

@@ -80,14 +80,17 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
     start = perf_counter()
     if len(tree) == 1:
         logits = session.step(root)
+        session.wait()
         stats.verify_seconds += perf_counter() - start
         path, tokens = [0], [sample(logits, session.tokens)]
     else:
         output = session.tree(tree.tokens, tree.parents)
+        session.wait()
         stats.verify_seconds += perf_counter() - start
         path, tokens = accept(tree, output.logits, sample, session.tokens, stop_ids)
         start = perf_counter()
         session.commit(path)
+        session.wait()
         stats.verify_seconds += perf_counter() - start
         stats.add_scores(output.layer_scores)
     stats.drafted += len(tree) - 1

@@ -105,6 +105,10 @@ class Device(ABC):
         """What a tensor holds, once everything that was launched before is done; on the CPU the very memory."""
 
     @abstractmethod
+    def wait(self) -> None:
+        """Until everything that was launched before is done; on the CPU it always is."""
+
+    @abstractmethod
     def logits(self, tensor: Any, argmax: Any) -> np.ndarray | Logits:
         """Logits float32 [m, V] to choose tokens from: an array on the CPU; elsewhere they stay where they are.
         ``argmax``: see ``Logits``."""
@@ -136,6 +140,9 @@ class Cpu(Device):
     def host(self, tensor: Any) -> np.ndarray:
         return np.from_dlpack(tensor)
 
+    def wait(self) -> None:
+        pass
+
     def logits(self, tensor: Any, argmax: Any) -> np.ndarray:
         return np.from_dlpack(tensor)
 
@@ -145,7 +152,8 @@ class Cpu(Device):
 
 
 class Accelerator(Device):
-    """A device with memory of its own. Work is done in order; only ``host`` waits for it. Raises UserError for what the
+    """A device with memory of its own. Work is done in order; only ``host`` and ``wait`` wait for
+    it. Raises UserError for what the
     driver refuses."""
 
     copies = True
@@ -155,6 +163,7 @@ class Accelerator(Device):
         self._allocate, self._copy_in, self._copy_out = (
             self._tvm.get_global_func(f"runtime.TVMTensor{name}")
             for name in ("AllocWithScope", "CopyFromBytes", "CopyToBytes"))
+        self._synchronize = self._tvm.get_global_func("runtime.Device_StreamSync")
         self._view = self._tvm.get_global_func("runtime.TVMTensorCreateView")
 
     @property
@@ -170,6 +179,9 @@ class Accelerator(Device):
         array = np.empty(tensor.shape, str(tensor.dtype))
         self._try(self._copy_out, tensor, array.ctypes.data_as(c_void_p), array.nbytes)
         return array
+
+    def wait(self) -> None:
+        self._try(self._synchronize, self._device, 0)
 
     def logits(self, tensor: Any, argmax: Any) -> Logits:
         return Logits(self, tensor, argmax)

@@ -20,6 +20,11 @@ def list_devices() -> list[dict[str, Any]]:
     return [_cpu(), *_opencl()]
 
 
+def device_facts(name: str) -> dict[str, Any]:
+    """The entry of device ``name`` ("opencl:0"); empty where there is none."""
+    return next((entry for entry in list_devices() if entry["device"] == name), {})
+
+
 def _cpu() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     return {"device": "cpu", "name": Cpu().product, "type": "CPU", "compute_units": physical_cores(),

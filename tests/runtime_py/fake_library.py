@@ -51,6 +51,9 @@ class FakeLibrary:
         logits, _ = self.forward(ids, positions, visible, np.zeros((1, 2), np.int32), rows, past, caches, dense=dense)
         return logits[0], None
 
+    def wait(self):
+        pass
+
     def commit(self, idx, past, caches):
         assert idx.dtype == np.int32 and np.all(np.diff(idx) > 0)
         for cache in caches:

@@ -58,16 +58,20 @@ def test_other_values_are_refused(values):
 
 
 class Clock:
-    """Simulated time, instead of the stopwatch: passes and drafts say what they cost."""
+    """Simulated time, instead of the stopwatch: passes and drafts say what they cost. As on a device, a pass takes its
+    time when it is waited for."""
 
     def __init__(self, monkeypatch, library, seconds):
-        self.now, self.passes = 0.0, 0
+        self.now, self.launched, self.passes = 0.0, 0.0, 0
         forward = library.forward
 
         def timed(ids, *arguments, **options):
             self.passes += 1
-            self.now += seconds(self.passes, len(ids))
+            self.launched += seconds(self.passes, len(ids))
             return forward(ids, *arguments, **options)
+
+        def wait():
+            self.now, self.launched = self.now + self.launched, 0.0
 
         clock = self
 
@@ -80,6 +84,7 @@ class Clock:
                 return clock.now - self.start
 
         monkeypatch.setattr(library, "forward", timed)
+        monkeypatch.setattr(library, "wait", wait)
         monkeypatch.setattr(cost_measurement, "Stopwatch", Stopwatch)
 
 

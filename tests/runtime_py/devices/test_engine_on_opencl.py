@@ -206,3 +206,34 @@ def test_the_command_line_runs_on_the_device(toy, tmp_path, capsys, greedy):
     assert found["device"] == "opencl:0" and found["ids"] == greedy[len(PROMPT):len(PROMPT) + 5]
     assert main(["score", str(toy[0]), "--ids", str(tmp_path / "ids.json"), "--logits", str(tmp_path / "l.npy")]) == 0
     assert np.load(tmp_path / "l.npy").shape == (len(PROMPT), VOCAB)
+
+
+@pytest.mark.parametrize(("field", "needed", "fact", "found"), [
+    ("fp16", True, "fp16", False), ("work_group", 256, "max_work_group_size", 128),
+    ("threadgroup_bytes", 32768, "local_memory_bytes", 16384),
+    ("buffer_bytes", VOCAB * WIDTH * 4, "max_allocation_bytes", 1000)])
+def test_a_device_that_lacks_what_kernels_were_built_for_is_refused(toy, tmp_path, monkeypatch, field, needed, fact,
+                                                                    found):
+    folder = shutil.copytree(toy[0], tmp_path / "limited")
+    path = folder / "mlc-chat-config.json"
+    config = json.loads(path.read_text())
+    config["blockffn"]["device"] = {"kind": "opencl", "fp16": True, "work_group": 256, "threadgroup_bytes": 32768,
+                                    "buffer_bytes": 1 << 30}
+    path.write_text(json.dumps(config))
+    facts = {"fp16": True, "max_work_group_size": 256, "local_memory_bytes": 32768, "max_allocation_bytes": 1 << 20}
+    monkeypatch.setattr("runtime_py.library.device_facts", lambda name: {"opencl:0": facts}[name])
+    assert generated(Engine.load(folder), max_tokens=1, draft="none").ids
+    facts[fact] = found
+    in_use = counter("memory_in_use", 0)
+    with pytest.raises(UserError, match=f"device 'opencl:0': field '{field}': the artifact needs {needed}, the device "
+                                        f"has {found}; rebuild .* or choose another --device"):
+        Engine.load(folder)
+    gc.collect()
+    assert counter("memory_in_use", 0) <= in_use  # before any weight is uploaded
+
+
+def test_waiting_for_a_device(on_device, monkeypatch):
+    waits = []
+    monkeypatch.setattr(on_device.library, "wait", lambda wait=on_device.library.wait: waits.append(wait()))
+    generated(on_device, max_tokens=5, draft="none")
+    assert len(waits) == 5  # the prompt, and four steps
