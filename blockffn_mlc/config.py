@@ -113,14 +113,7 @@ class BlockFFNConfig:
     @classmethod
     def from_file(cls, path: str | Path) -> BlockFFNConfig:
         """Read a Hugging Face ``config.json``. Raises UserError naming the file and field."""
-        path = Path(path)
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; expected a Hugging Face config.json") from None
-        except (ValueError, OSError, RecursionError) as error:
-            raise UserError(f"{path}: expected a config.json, found a file not readable as JSON ({error})") from None
-        return cls.from_dict(raw, str(path))
+        return cls.from_dict(read_config(Path(path), "a Hugging Face config.json"), str(path))
 
     @classmethod
     def from_dict(cls, raw: Any, where: str = "config.json") -> BlockFFNConfig:
@@ -183,6 +176,16 @@ _MLA_SIZES = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_d
 _DECO_FIELDS = ("router_norm_type", "moe_ffn_hidden_size", "expert_act_func")
 _DECO_VALUES = (("model_type", "blockffn"), ("norm_after_router", "simple"), ("hidden_act", "norm_silu"),
                 ("hidden_act", "NormSiLU"))
+
+
+def read_config(path: Path, expected: str) -> Any:
+    """The parsed ``config.json`` at ``path``. Raises UserError, with ``expected`` where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected {expected}") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise UserError(f"{path}: expected a config.json, found a file not readable as JSON ({error})") from None
 
 
 def _expect(ok: bool, name: str, expected: str, found: Any) -> None:

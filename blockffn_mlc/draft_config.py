@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from .config import BlockFFNConfig
+from .config import BlockFFNConfig, read_config
 from .errors import UserError
 
 MAX_TOP_K = 10  # candidates per position that a library names
@@ -32,12 +31,7 @@ class DraftConfig:
     @classmethod
     def from_file(cls, path: Path, target: BlockFFNConfig) -> DraftConfig:
         """Read the ``config.json`` of a draft for ``target``. Raises UserError naming the field and both values."""
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; expected the draft model's config.json") from None
-        except (ValueError, OSError, RecursionError) as error:
-            raise UserError(f"{path}: expected a config.json, found a file not readable as JSON ({error})") from None
+        raw = read_config(path, "the draft model's config.json")
         if not isinstance(raw, dict):
             raise UserError(f"{path}: expected a JSON object, found {type(raw).__name__}")
         for name in ("hidden_size", "vocab_size"):
