@@ -130,6 +130,11 @@ class Guarded:
 def run(func: tvm.tirx.PrimFunc, target, *args) -> np.ndarray | list[np.ndarray]:
     """Call a kernel. ``args``: arrays (inputs), ints (scalars), Out, InOut. Returns what it wrote (one array, or a
     list) after checking that guards and inputs are as before and that outputs are fully written."""
+    return call_guarded(compiled(func, target.tvm_target), Guarded, args)
+
+
+def call_guarded(function: Callable, guard: type, args: Sequence) -> np.ndarray | list[np.ndarray]:
+    """``run`` of a compiled kernel, with the tensors in memory that ``guard`` (such as ``Guarded``) watches."""
     guarded: list[tuple[object, Guarded]] = []
     values = []
     for arg in args:
@@ -137,12 +142,12 @@ def run(func: tvm.tirx.PrimFunc, target, *args) -> np.ndarray | list[np.ndarray]
             values.append(arg)
             continue
         source = arg.value if isinstance(arg, InOut) else arg
-        tensor = Guarded(source.shape, source.dtype)
+        tensor = guard(source.shape, source.dtype)
         if not isinstance(arg, Out):
             tensor.array[...] = source
         guarded.append((arg, tensor))
         values.append(tensor.tensor())
-    compiled(func, target.tvm_target)(*values)
+    function(*values)
     written = []
     for arg, tensor in guarded:
         tensor.check_guards()

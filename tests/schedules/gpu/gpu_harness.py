@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from harness import GUARD, InOut, Out, module_of, same_bits
+from harness import GUARD, call_guarded, module_of
 
 from blockffn_mlc.errors import UserError
 from runtime_py.devices import find_device
@@ -65,13 +65,13 @@ class Guarded:
         self.memory = np.full(self._nbytes + GUARD, self._poison, np.uint8)
         self.array = self.memory[:self._nbytes].view(dtype).reshape(self._shape)
 
-    def send(self):
+    def tensor(self):
         """The tensor as the kernel sees it."""
         self._whole = device().tensor(self.memory)
         return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(
             self._whole, tvm_ffi.Shape(self._shape), tvm_ffi.dtype(self._dtype.name), 0)
 
-    def fetch(self) -> None:
+    def check_guards(self) -> None:
         """Look at what the kernel left."""
         self.memory = device().host(self._whole)
         self.array = self.memory[:self._nbytes].view(self._dtype).reshape(self._shape)
@@ -90,28 +90,8 @@ def launches() -> int:
 
 def run(func, *args):
     """As ``harness.run``, on the device; some kernel was launched."""
-    guarded, values = [], []
     device()
-    for arg in args:
-        if isinstance(arg, int):
-            values.append(arg)
-            continue
-        source = arg.value if isinstance(arg, InOut) else arg
-        tensor = Guarded(source.shape, source.dtype)
-        if not isinstance(arg, Out):
-            tensor.array[...] = source
-        guarded.append((arg, tensor))
-        values.append(tensor.send())
     function, before = compiled(func), launches()
-    function(*values)
+    written = call_guarded(function, Guarded, args)
     assert launches() > before, "no kernel was launched"
-    written = []
-    for arg, tensor in guarded:
-        tensor.fetch()
-        if isinstance(arg, Out):
-            assert arg.partial or not tensor.untouched().any(), "output not fully written"
-        elif not isinstance(arg, InOut):
-            assert same_bits(tensor.array, arg), "input modified"
-            continue
-        written.append(tensor.array)
-    return written[0] if len(written) == 1 else written
+    return written
