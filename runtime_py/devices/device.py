@@ -16,16 +16,18 @@ from ..bench.machine import processor
 from ..tvm_runtime import aligned_zeros, load_runtime
 from ..weights import ALIGNMENT
 from .logits import Logits
-from .native import load_opencl
+from .native import RUNTIMES, load_native
 
-_LOADERS = {"cpu": load_runtime, "opencl": load_opencl}
 _KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl"}  # by the family's name
 _EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
 
 
 def load(kind: str) -> None:
-    """Make TVM able to use devices of ``kind``, "cpu" or "opencl". Raises UserError naming what is missing."""
-    _LOADERS[kind]()
+    """Make TVM able to use devices of ``kind``, "cpu" or a key of RUNTIMES. Raises UserError naming what is missing."""
+    if kind in RUNTIMES:
+        load_native(kind)
+    else:
+        load_runtime()
 
 
 def find_device(name: str) -> Device:

@@ -1,4 +1,4 @@
-"""Compiled OpenCL programs on disk: drivers take long to compile, and every process would do it again."""
+"""Compiled kernels on disk: drivers take long to compile, and every process would do it again."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from ..files import cache_folder, replacing
 _DIGEST_BYTES = 32
 
 
-def register_program_cache(tvm_ffi: ModuleType) -> None:
-    """Let the C++ runtime ask for binaries and hand them in. A key is what a binary depends on: platform, device,
-    driver, source."""
-    tvm_ffi.register_global_func("blockffn.opencl.load_binary", load_binary, override=True)
-    tvm_ffi.register_global_func("blockffn.opencl.store_binary", store_binary, override=True)
+class ProgramCache:
+    """Binaries that devices of ``kind`` made of kernels. A key is what a binary depends on: device, driver, source."""
 
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
 
-def load_binary(key: bytes) -> bytes | None:
-    """The binary stored for ``key``; None when there is none, or it is damaged."""
-    try:
-        entry = _path(key).read_bytes()
-    except (OSError, RuntimeError):  # none, or a user without a home
-        return None
-    digest, binary = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
-    return binary if hashlib.sha256(binary).digest() == digest else None
+    def register(self, tvm_ffi: ModuleType) -> None:
+        """Let the C++ runtime ask for binaries and hand them in."""
+        tvm_ffi.register_global_func(f"blockffn.{self._kind}.load_binary", self.load, override=True)
+        tvm_ffi.register_global_func(f"blockffn.{self._kind}.store_binary", self.store, override=True)
 
+    def load(self, key: bytes) -> bytes | None:
+        """The binary stored for ``key``; None when there is none, or it is damaged."""
+        try:
+            entry = self.path(key).read_bytes()
+        except (OSError, RuntimeError):  # none, or a user without a home
+            return None
+        digest, binary = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
+        return binary if hashlib.sha256(binary).digest() == digest else None
 
-def store_binary(key: bytes, binary: bytes) -> None:
-    """Keep ``binary`` for ``key``. A folder that cannot be written costs the next process a compilation."""
-    with suppress(OSError, RuntimeError, UserError):
-        path = _path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(hashlib.sha256(binary).digest() + binary)
+    def store(self, key: bytes, binary: bytes) -> None:
+        """Keep ``binary`` for ``key``. A folder that cannot be written costs the next process a compilation."""
+        with suppress(OSError, RuntimeError, UserError):
+            path = self.path(key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(hashlib.sha256(binary).digest() + binary)
 
-
-def _path(key: bytes) -> Path:
-    return cache_folder() / "opencl" / f"{hashlib.sha256(key).hexdigest()[:32]}.bin"
+    def path(self, key: bytes) -> Path:
+        """Where the binary of ``key`` is kept. Raises RuntimeError for a user without a home."""
+        return cache_folder() / self._kind / f"{hashlib.sha256(key).hexdigest()[:32]}.bin"

@@ -2,12 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <iterator>
 
 namespace blockffn::opencl {
 namespace {
 
-constexpr size_t kSpareBytes = 256 << 20, kSpareBuffers = 256;  // freed buffers that are kept
 constexpr size_t kStagedBytes = 1 << 20;  // larger pieces are written from where they are
 
 std::vector<std::unique_ptr<Device>>* FindDevices() {
@@ -88,19 +86,12 @@ cl_mem Device::Allocate(size_t bytes) {
     TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer of " << bytes << " bytes does not fit into the memory of "
                                 << Text(CL_DEVICE_NAME) << " (" << in_use_ << " of " << total << " bytes in use)";
   }
-  const auto found =
-      std::find_if(spare_.rbegin(), spare_.rend(), [bytes](const Spare& spare) { return spare.bytes == bytes; });
   cl_mem buffer = nullptr;
-  if (found != spare_.rend()) {
-    buffer = found->buffer;
-    spare_bytes_ -= bytes;
-    spare_.erase(std::next(found).base());
-  } else {
-    ReleaseSpare(total - in_use_ - bytes);
+  if (!spare_.Take(bytes, &buffer)) {
+    spare_.Shrink(total - in_use_ - bytes);
     cl_int code;
     buffer = clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code);
-    if (code != CL_SUCCESS && !spare_.empty()) {
-      ReleaseSpare(0);
+    if (code != CL_SUCCESS && spare_.Shrink(0)) {
       buffer = clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code);
     }
     Check(code, "OpenCL: clCreateBuffer of " + std::to_string(bytes) + " bytes");
@@ -114,23 +105,12 @@ void Device::Free(cl_mem buffer) {
   Check(clGetMemObjectInfo(buffer, CL_MEM_SIZE, sizeof bytes, &bytes, nullptr), "OpenCL: clGetMemObjectInfo");
   std::lock_guard<std::mutex> lock(memory_mutex_);
   in_use_ -= bytes;
-  spare_bytes_ += bytes;
-  spare_.push_back({bytes, buffer});
-  ReleaseSpare(kSpareBytes);
+  spare_.Keep(bytes, buffer);
 }
 
 int64_t Device::memory_in_use() {
   std::lock_guard<std::mutex> lock(memory_mutex_);
   return in_use_;
-}
-
-// Keeps at most `keep` bytes of freed buffers, those freed last. The driver waits for commands that use the others.
-void Device::ReleaseSpare(size_t keep) {
-  while (spare_bytes_ > keep || spare_.size() > kSpareBuffers) {
-    spare_bytes_ -= spare_.front().bytes;
-    clReleaseMemObject(spare_.front().buffer);
-    spare_.pop_front();
-  }
 }
 
 void Device::Write(const void* from, cl_mem to, size_t offset, size_t bytes) {

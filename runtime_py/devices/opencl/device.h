@@ -5,13 +5,13 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <mutex>
 #include <queue>
 #include <string>
 #include <vector>
 
+#include "../shared/spare_buffers.h"
 #include "errors.h"
 
 namespace blockffn::opencl {
@@ -59,20 +59,15 @@ class Device {
     cl_event done;
     std::unique_ptr<char[]> bytes;
   };
-  struct Spare {
-    size_t bytes;
-    cl_mem buffer;
-  };
   void Open();
-  void ReleaseSpare(size_t keep);
   void ReleaseWritten();
 
   std::once_flag opened_;
   cl_context context_ = nullptr;
   cl_command_queue queue_ = nullptr;
   std::mutex memory_mutex_;
-  size_t in_use_ = 0, spare_bytes_ = 0;
-  std::deque<Spare> spare_;  // freed last: at the end
+  size_t in_use_ = 0;
+  SpareBuffers<cl_mem> spare_{clReleaseMemObject};  // the driver waits for commands that use them
   std::mutex staged_mutex_;
   std::queue<Staged> staged_;
 };

@@ -2,60 +2,23 @@
 
 #include <tvm/ffi/function.h>
 
-#include <array>
-#include <cstring>
 #include <map>
 #include <mutex>
 #include <optional>
+
+#include "../shared/launch.h"
+#include "../shared/module_bytes.h"
 
 namespace blockffn::opencl {
 namespace {
 
 namespace ffi = tvm::ffi;
 
-// TVM's serialized form: little-endian, strings and lists behind a 64-bit length.
-class Reader {
- public:
-  explicit Reader(const ffi::Bytes& bytes) : at_(bytes.data()), end_(bytes.data() + bytes.size()) {}
-
-  template <class T>
-  T Number() {
-    T value;
-    std::memcpy(&value, Take(sizeof value), sizeof value);
-    return value;
-  }
-
-  std::string String() {
-    const auto size = Number<uint64_t>();
-    return std::string(Take(size), size);
-  }
-
-  template <class T>
-  std::vector<T> List(T (Reader::*item)()) {
-    std::vector<T> items;
-    for (auto left = Number<uint64_t>(); left > 0; --left) items.push_back((this->*item)());
-    return items;
-  }
-
- private:
-  const char* Take(uint64_t size) {
-    if (size > static_cast<uint64_t>(end_ - at_)) TVM_FFI_THROW(ValueError) << "OpenCL: the module's bytes end early";
-    const char* taken = at_;
-    at_ += size;
-    return taken;
-  }
-
-  const char* at_;
-  const char* end_;
-};
-
 // One kernel: its arguments, and its compiled form on every device it ran on.
 class Kernel {
  public:
-  Kernel(std::string name, std::string source, std::vector<DLDataType> arguments, const std::vector<std::string>& tags)
-      : name_(std::move(name)), source_(std::move(source)), arguments_(std::move(arguments)) {
-    for (const std::string& tag : tags) places_.push_back(PlaceOf(tag));
-  }
+  Kernel(const KernelInfo& info, std::string source)
+      : name_(info.name), source_(std::move(source)), arguments_(info.arguments), read_launch_("OpenCL", info) {}
 
   Kernel(const Kernel&) = delete;
 
@@ -65,22 +28,16 @@ class Kernel {
 
   // Enqueues one launch on the thread's device. `values`: the arguments, then one number per launch tag.
   void Launch(ffi::PackedArgs values) {
-    const size_t count = arguments_.size();
-    if (static_cast<size_t>(values.size()) != count + places_.size()) {
-      TVM_FFI_THROW(TypeError) << "OpenCL: kernel " << name_ << " takes " << count + places_.size() << " values, found "
-                               << values.size();
-    }
-    // Grid in work-groups, work-group in work-items, bytes of local memory.
-    std::array<size_t, kPlaces> launch = {1, 1, 1, 1, 1, 1, 0};
-    for (size_t i = 0; i < places_.size(); ++i) launch[places_[i]] = values[count + i].cast<int64_t>();
+    const LaunchExtents launch = read_launch_(values);
     const size_t global[] = {launch[0] * launch[3], launch[1] * launch[4], launch[2] * launch[5]};
     if (global[0] * global[1] * global[2] == 0) return;  // OpenCL 1.2 refuses empty launches
     Device& device = CurrentDevice();
     std::lock_guard<std::mutex> lock(mutex_);  // a kernel object keeps its arguments: one caller at a time
     cl_kernel kernel = On(device);
+    const size_t count = arguments_.size();
     for (size_t i = 0; i < count; ++i) SetArgument(kernel, i, values[i]);
-    if (launch[kDynamic] > 0) {
-      Check(clSetKernelArg(kernel, count, launch[kDynamic], nullptr), What("setting the local memory of"));
+    if (launch[kDynamicMemory] > 0) {
+      Check(clSetKernelArg(kernel, count, launch[kDynamicMemory], nullptr), What("setting the local memory of"));
     }
     const cl_int code =
         clEnqueueNDRangeKernel(device.queue(), kernel, 3, nullptr, global, &launch[3], 0, nullptr, nullptr);
@@ -89,36 +46,14 @@ class Kernel {
   }
 
  private:
-  static constexpr size_t kDynamic = 6, kPlaces = 7;
-
-  static size_t PlaceOf(const std::string& tag) {
-    const std::string prefixes[] = {"blockIdx.", "threadIdx."};
-    for (size_t kind = 0; kind < 2; ++kind) {
-      const std::string& prefix = prefixes[kind];
-      if (tag.size() == prefix.size() + 1 && tag.compare(0, prefix.size(), prefix) == 0 && tag.back() >= 'x' &&
-          tag.back() <= 'z') {
-        return 3 * kind + (tag.back() - 'x');
-      }
-    }
-    if (tag.find("use_dyn_shared_memory") != std::string::npos) return kDynamic;
-    TVM_FFI_THROW(ValueError) << "OpenCL: unknown launch tag " << tag;
-  }
-
   void SetArgument(cl_kernel kernel, size_t index, const ffi::AnyView& value) {
     const DLDataType type = arguments_[index];
     cl_int code;
     if (type.code == kDLOpaqueHandle) {
       const auto buffer = static_cast<cl_mem>(value.cast<void*>());
       code = clSetKernelArg(kernel, index, sizeof buffer, &buffer);
-    } else if (type.code == kDLFloat && type.bits == 64) {
-      const auto number = value.cast<double>();
-      code = clSetKernelArg(kernel, index, sizeof number, &number);
-    } else if (type.code == kDLFloat && type.bits == 32) {
-      const auto number = static_cast<float>(value.cast<double>());
-      code = clSetKernelArg(kernel, index, sizeof number, &number);
-    } else if (type.code == kDLInt || type.code == kDLUInt || type.code == kDLBool) {
-      const auto number = value.cast<int64_t>();  // little-endian: narrower types are its first bytes
-      code = clSetKernelArg(kernel, index, (type.bits + 7) / 8, &number);
+    } else if (const auto bits = ScalarBits(type, value)) {
+      code = clSetKernelArg(kernel, index, (type.bits + 7) / 8, &*bits);  // little-endian
     } else {
       code = CL_INVALID_ARG_VALUE;
     }
@@ -195,23 +130,19 @@ class Kernel {
   std::string What(const std::string& doing) const { return "OpenCL: " + doing + " kernel " + name_; }
 
   // What was asked for and what the device has, for the message of a refused launch.
-  static std::string Limits(Device& device, cl_kernel kernel, const std::array<size_t, kPlaces>& launch) {
+  static std::string Limits(Device& device, cl_kernel kernel, const LaunchExtents& launch) {
     size_t group = 0;
     cl_ulong local = 0;
     clGetKernelWorkGroupInfo(kernel, device.id, CL_KERNEL_WORK_GROUP_SIZE, sizeof group, &group, nullptr);
     clGetKernelWorkGroupInfo(kernel, device.id, CL_KERNEL_LOCAL_MEM_SIZE, sizeof local, &local, nullptr);
-    const auto triple = [&launch](size_t first) {
-      return std::to_string(launch[first]) + " x " + std::to_string(launch[first + 1]) + " x " +
-             std::to_string(launch[first + 2]);
-    };
-    return "; " + triple(0) + " work-groups of " + triple(3) + " work-items (" + device.Text(CL_DEVICE_NAME) +
+    return "; " + LaunchReader::Triple(launch, 0) + " work-groups of " + LaunchReader::Triple(launch, 3) + " work-items (" + device.Text(CL_DEVICE_NAME) +
            " runs up to " + std::to_string(group) + " of this kernel), " + std::to_string(local) +
            " bytes of local memory (of " + std::to_string(device.Info<cl_ulong>(CL_DEVICE_LOCAL_MEM_SIZE)) + ")";
   }
 
   const std::string name_, source_;
   const std::vector<DLDataType> arguments_;
-  std::vector<size_t> places_;  // of the launch tags' numbers: see Launch
+  const LaunchReader read_launch_;
   std::mutex mutex_;
   std::map<Device*, cl_kernel> compiled_;
 };
@@ -219,26 +150,12 @@ class Kernel {
 class OpenCLModule final : public ffi::ModuleObj {
  public:
   explicit OpenCLModule(const ffi::Bytes& bytes) : bytes_(bytes) {
-    Reader reader(bytes);
+    ModuleReader reader("OpenCL", bytes);
     reader.String();  // the format: "cl"
-    struct Info {
-      std::string name;
-      std::vector<DLDataType> arguments;
-      std::vector<std::string> tags;
-    };
-    std::vector<Info> infos;
-    for (auto left = reader.Number<uint64_t>(); left > 0; --left) {
-      Info info{reader.String(), {}, {}};
-      reader.String();  // the name once more
-      info.arguments = reader.List(&Reader::Number<DLDataType>);
-      info.tags = reader.List(&Reader::String);
-      reader.List(&Reader::Number<int32_t>);  // marks of arguments that only other backends have
-      infos.push_back(std::move(info));
-    }
+    const std::vector<KernelInfo> infos = ReadKernelInfos(reader);
     source_ = reader.String();
-    for (Info& info : infos) {
-      kernels_[info.name] =
-          std::make_shared<Kernel>(info.name, SourceOf(info.name), std::move(info.arguments), info.tags);
+    for (const KernelInfo& info : infos) {
+      kernels_[info.name] = std::make_shared<Kernel>(info, SourceOf(info.name));
     }
   }
 

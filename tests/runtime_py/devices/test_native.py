@@ -1,6 +1,5 @@
 """Compiling the OpenCL runtime: once, and with a sentence about what is missing."""
 
-import os
 import shutil
 
 import pytest
@@ -8,6 +7,8 @@ import pytest
 from blockffn_mlc.errors import UserError
 from runtime_py.devices import load, native
 from runtime_py.tvm_runtime import load_runtime
+
+OPENCL = native.RUNTIMES["opencl"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def test_missing_tools_are_named(monkeypatch, tool, words):
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else f"/bin/{name}")
     with pytest.raises(UserError, match=f"{words}; install it, for example with: apt install g"):
-        native._built()
+        native._built(OPENCL)
 
 
 @pytest.mark.parametrize(("said", "words"), [
@@ -45,14 +46,14 @@ def test_missing_tools_are_named(monkeypatch, tool, words):
 def test_missing_headers_and_libraries_are_named(device, compiler, said, words):
     compiler(said)
     with pytest.raises(UserError, match=words) as caught:
-        native._built()
+        native._built(OPENCL)
     assert "\n" not in str(caught.value)
 
 
 def test_other_complaints_are_kept_for_reading(device, compiler, cache):
     compiler("internal compiler error: out of ideas")
     with pytest.raises(UserError, match="cannot be compiled; what the compiler says is in .*opencl-build.log"):
-        native._built()
+        native._built(OPENCL)
     assert "out of ideas" in (cache / "native" / "opencl-build.log").read_text()
     assert [path.name for path in (cache / "native").iterdir()] == ["opencl-build.log"]
 
@@ -60,26 +61,27 @@ def test_other_complaints_are_kept_for_reading(device, compiler, cache):
 def test_it_is_compiled_once_for_a_source_and_a_tvm(device, cache, monkeypatch):
     compiled = []
 
-    def compile(sources, folder):
-        compiled.append(sources)
+    def compile(runtime, folder):
+        compiled.append(runtime)
         path = f"{folder}/made.so"
         with open(path, "w") as file:
             file.write("library")
         return path
     monkeypatch.setattr(native, "_compile", compile)
-    first = native._built()
-    assert native._built() == first and len(compiled) == 1 and first.read_text() == "library"
+    first = native._built(OPENCL)
+    assert native._built(OPENCL) == first and len(compiled) == 1 and first.read_text() == "library"
     assert list((cache / "native").iterdir()) == [first]
-    assert {os.path.basename(path) for path in compiled[0]} == {"device.cc", "device_api.cc", "module.cc"}
+    names = {path.name for path in OPENCL.sources()}
+    assert names >= {"device.cc", "device_api.cc", "module.cc", "launch.h", "module_bytes.h", "spare_buffers.h"}
     monkeypatch.setattr(native, "installed_version", lambda: "another")
-    assert native._built() != first and len(compiled) == 2
+    assert native._built(OPENCL) != first and len(compiled) == 2
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match="file/native: the OpenCL runtime cannot be built there"):
-        native._built()
+        native._built(OPENCL)
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
@@ -87,7 +89,7 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
     monkeypatch.setattr(native, "cache_folder", homeless)
     with pytest.raises(UserError, match="set BLOCKFFN_CACHE"):
-        native._built()
+        native._built(OPENCL)
 
 
 def test_a_runtime_that_tvm_has_is_not_replaced(monkeypatch):

@@ -5,6 +5,7 @@ import pytest
 from opencl_kernels import ADD, FLOAT32, INT32, POINTER, address, counter, load_kernel
 
 from runtime_py.devices import program_cache
+from runtime_py.devices.program_cache import ProgramCache
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +49,9 @@ def test_damaged_entries_are_made_again(compilations, folder, damage):
 
 def test_a_binary_that_the_driver_refuses_is_made_again(compilations, folder, monkeypatch):
     keys = []
-    store = program_cache.store_binary
-    monkeypatch.setattr(program_cache, "_path", lambda key: keys.append(key) or folder / "entry.bin")
+    monkeypatch.setattr(ProgramCache, "path", lambda self, key: keys.append(key) or folder / "entry.bin")
     compilations()
-    store(keys[0], b"no program")
+    ProgramCache("opencl").store(keys[0], b"no program")
     assert [compilations(), compilations()] == [1, 0]
     assert ADD.encode() in keys[0] and len(keys[0].split(b"\n")) > 5  # platform, device, version, driver, source
 
