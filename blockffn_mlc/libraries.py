@@ -25,7 +25,7 @@ def write_libraries(graph: Graph, target: Target, stem: Path, prefix: str, stage
     for form in target.forms:
         executable = _compile(graph, target, prefix if form.system_lib else None, stage)
         stage("link")
-        _link(executable, form, stem.with_name(stem.name + form.suffix))
+        _link(executable, target, form, stem.with_name(stem.name + form.suffix))
 
 
 def system_lib_prefix(given: str | None, model: str, quantization: str) -> str:
@@ -63,9 +63,9 @@ class _DeviceFunctions:
             self.module = module
 
 
-def _link(executable: relax.VMExecutable, form: Form, library: Path) -> None:
+def _link(executable: relax.VMExecutable, target: Target, form: Form, library: Path) -> None:
     try:
-        executable.export_library(str(library), fcompile=form.link)
+        target.export(executable, str(library), form.link)
     except RuntimeError as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise UserError(f"{library.name}: linking failed ({lines[-1] if lines else error}); check the linker and the "

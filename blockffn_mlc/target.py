@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tvm
 
@@ -27,12 +27,18 @@ class Form:
     system_lib: bool = False
 
 
+def export_library(executable: Any, path: str, link: Callable[..., None]) -> None:
+    """TVM's way."""
+    executable.export_library(path, fcompile=link)
+
+
 @dataclass(frozen=True)
 class Target:
     """``name``: as given to ``--target``. ``host``: what the library's own code runs on, "MACHINE PROCESSOR, UNIT".
     ``kernels`` and ``tiles``: the kernel family and its numbers. ``forms``: the library's packages, the one that our
     runtime loads first. ``limits``: what a device allows (None: processors, which allow anything). ``prefill_chunk``:
-    tokens per pass unless the user says otherwise. ``readme``: a string.Template for the artifact's README.md."""
+    tokens per pass unless the user says otherwise. ``readme``: a string.Template for the artifact's README.md.
+    ``export(executable, path, link)`` writes a library with a form's ``link``."""
 
     name: str
     host: str
@@ -43,6 +49,7 @@ class Target:
     limits: Limits | None = None
     prefill_chunk: int = 512
     readme: str | None = None
+    export: Callable[[Any, str, Callable[..., None]], None] = export_library
 
     def check_tools(self) -> None:
         """Raise UserError when this machine lacks what it takes to package a library."""

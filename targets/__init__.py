@@ -15,6 +15,8 @@ from .android import android_target
 from .cpu import aarch64_target, cpu_target
 from .opencl import opencl_target
 from .tools import ANDROID_LINKER, ARM_LINKER, COMPILER, OPENCL_DRIVER, Tool
+from .vulkan import vulkan_android_target, vulkan_target
+from .vulkan.spirv import GLSLC
 
 __all__ = ["TARGETS", "Target", "find_target", "find_targets", "list_targets"]
 
@@ -38,6 +40,8 @@ TARGETS = {
                           (ANDROID_LINKER,)),
     "android:generic": Entry("phones with any OpenCL 1.2 GPU", partial(android_target, "android:generic", "generic"),
                              (ANDROID_LINKER,)),
+    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target, (COMPILER, GLSLC)),
+    "vulkan:android": Entry("phones with any Vulkan 1.1 GPU", vulkan_android_target, (ANDROID_LINKER, GLSLC)),
 }
 ALIASES = {"android:adreno": "android"}
 

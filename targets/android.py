@@ -25,14 +25,15 @@ LIMITS = {
     "generic": Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=128 << 20, statements=500,
                       source_bytes=1 << 16),
 }
-_HOST = {"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]}
-_PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small
+HOST = {"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]}
+HOST_TEXT = "aarch64 generic, neon"
+PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small
 _README = Path(__file__).with_name("android.md")
 
 
 def android_target(name: str, family: str) -> Target:
     """Target ``name`` for GPUs of ``family``, a key of LIMITS and of GPU_TILES."""
     limits = LIMITS[family]
-    return Target(name, "aarch64 generic, neon", opencl(limits, tvm.target.Target(_HOST)), schedules.gpu,
-                  GPU_TILES[family], (android_library(), system_library()), limits, _PREFILL_CHUNK,
+    return Target(name, HOST_TEXT, opencl(limits, tvm.target.Target(HOST)), schedules.gpu,
+                  GPU_TILES[family], (android_library(), system_library()), limits, PREFILL_CHUNK,
                   _README.read_text(encoding="utf-8"))

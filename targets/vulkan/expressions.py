@@ -1,0 +1,317 @@
+"""TIR expressions as GLSL, lane by lane: the ALUs of today's GPUs are scalar, and TIR's vectors of 8 and 16 lanes have
+no GLSL type. Only loads and stores stay wide, see ``buffers``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tvm import ir
+from tvm.sym.analyzer import Analyzer, ConstIntBound
+
+from .buffers import Buffers, contiguous
+from .intrinsics import DOUBLE, HELPERS, INTEGER_INTRINSICS, INTRINSICS
+from .narrow import Narrowing
+from .types import GLSL, bits, convert, dtype_of, from_stored, reinterpret, split, vector
+from .unsupported import Unsupported
+
+_OPERATORS = {"Add": "+", "Sub": "-", "Mul": "*", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=",
+              "And": "&&", "Or": "||", "BitwiseAnd": "&", "BitwiseOr": "|", "BitwiseXor": "^", "LShift": "<<",
+              "RShift": ">>"}
+_COMPARISONS = ("LT", "LE", "GT", "GE", "EQ", "NE")
+_DIVISIONS = {"Div": "/", "Mod": "tir_truncmod", "FloorDiv": "tir_floordiv", "FloorMod": "tir_floormod"}
+_TRANSPARENT = ("tirx.likely", "prim.likely", "tirx.tvm_thread_invariant")
+_SIMPLE = re.compile(r"[\w.]+")
+
+
+class Expressions:
+    """Generates the expressions of one kernel. ``emit(line)`` writes a statement before the current one. ``helpers``:
+    the functions that the kernel calls, by name."""
+
+    def __init__(self, buffers: Buffers, emit: Callable[[str], None]) -> None:
+        self._buffers, self._emit = buffers, emit
+        self.analyzer = Analyzer()
+        self.narrowing = Narrowing(self.analyzer)
+        self.helpers: set[str] = set()
+        self._names: dict[Any, list[str]] = {}
+        self._count = 0
+        self._guards = 0
+
+    # Names
+
+    def name(self, hint: str) -> str:
+        """A new name."""
+        self._count += 1
+        return f"{re.sub('[^A-Za-z0-9]+', '_', hint).strip('_') or 'v'}_{self._count}".removeprefix("gl_")
+
+    def define(self, var: Any) -> tuple[str, str]:
+        """Declare a scalar variable: its GLSL type and name. An int64 variable is held in 32 bits."""
+        if dtype_of(var) == "int64":
+            var = self.narrowing.declare(var)
+        name = self.name(var.name)
+        self._names[var] = [name]
+        return GLSL[_known(dtype_of(var))], name
+
+    def bind(self, var: Any, value: Any) -> None:
+        """Declare a variable and give it its value, now."""
+        dtype, lanes = split(dtype_of(var))
+        if dtype == "int64" and lanes == 1 and self.narrowing.is_index(value):
+            var, value, dtype = self.narrowing.declare(var), self.narrowing.index(value), "int32"
+        if dtype in ("int32", "int64") and lanes == 1:
+            bound = self.analyzer.const_int_bound(value)
+            self.bound(var, bound.min_value, bound.max_value)
+        self._names[var] = [self.hoist(text, dtype, var.name) for text in self.lanes(value)]
+
+    def bound(self, var: Any, low: int, high: int) -> None:
+        """Tell what values an integer variable takes."""
+        self.analyzer.update(self.narrowing.variable(var) or var, ConstIntBound(low, high), True)
+
+    def hoist(self, text: str, dtype: str, hint: str = "t") -> str:
+        """Evaluate ``text`` once, before the current statement."""
+        name = self.name(hint)
+        self._emit(f"{GLSL[dtype]} {name} = {text};")
+        return name
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """What is generated within may not be evaluated at all: nothing is hoisted."""
+        self._guards += 1
+        yield
+        self._guards -= 1
+
+    # Expressions
+
+    def scalar(self, expr: Any) -> str:
+        """An expression of one lane."""
+        (text,) = self.lanes(expr)
+        return text
+
+    def index(self, expr: Any) -> str:
+        """An integer expression of one lane that counts elements, as GLSL's int."""
+        return self.scalar(self.narrowing.index(expr))
+
+    def lanes(self, expr: Any) -> list[str]:
+        """The lanes of an expression, each in parentheses where that is needed."""
+        kind = type(expr).__name__
+        if kind in _OPERATORS:
+            return self._operator(kind, expr.a, expr.b)
+        if kind in _DIVISIONS:
+            return self._division(kind, expr)
+        visit = getattr(self, f"_visit_{kind}", None)
+        if visit is None:
+            raise Unsupported(f"expression {kind}")
+        return visit(expr)
+
+    def _operator(self, kind: str, a: Any, b: Any) -> list[str]:
+        if kind in _COMPARISONS and self.narrowing.is_index(a) and self.narrowing.is_index(b):
+            a, b = self.narrowing.index(a), self.narrowing.index(b)
+        left = self.lanes(a)
+        if kind in ("And", "Or"):
+            with self.guarded():
+                right = self.lanes(b)
+        else:
+            right = self.lanes(b)
+        return [f"({x} {_OPERATORS[kind]} {y})" for x, y in zip(left, right)]
+
+    def _division(self, kind: str, expr: Any) -> list[str]:
+        dtype, _ = split(dtype_of(expr))
+        pairs = list(zip(self.lanes(expr.a), self.lanes(expr.b)))
+        if dtype.startswith("float"):
+            if kind != "Div":
+                raise Unsupported(f"{kind} of {dtype}")
+            return [f"({x} / {y})" for x, y in pairs]
+        symbol = "/" if kind.endswith("Div") else "%"
+        if dtype.startswith("uint"):
+            return [f"({x} {symbol} {y})" for x, y in pairs]
+        if dtype == "int32" and all(self.analyzer.const_int_bound(part).min_value >= 0 for part in (expr.a, expr.b)):
+            # Without a sign, drivers make shifts and masks of powers of two.
+            return [f"int(uint({x}) {symbol} uint({y}))" for x, y in pairs]
+        if kind == "Div":
+            return [f"({x} / {y})" for x, y in pairs]
+        wide = "int64" if dtype == "int64" else "int32"
+        self.helpers.add("tir_divisions_64" if wide == "int64" else "tir_divisions")
+        return [convert(f"{_DIVISIONS[kind]}({convert(x, dtype, wide)}, {convert(y, dtype, wide)})", wide, dtype)
+                for x, y in pairs]
+
+    def _visit_Min(self, expr: Any) -> list[str]:
+        return self._extreme("min", "<", expr)
+
+    def _visit_Max(self, expr: Any) -> list[str]:
+        return self._extreme("max", ">", expr)
+
+    def _extreme(self, function: str, symbol: str, expr: Any) -> list[str]:
+        dtype, _ = split(dtype_of(expr))
+        if dtype in ("int32", "uint32", "float32", "float16", "float64"):
+            return [f"{function}({x}, {y})" for x, y in zip(self.lanes(expr.a), self.lanes(expr.b))]
+        return [f"({x} {symbol} {y} ? {x} : {y})" for x, y in zip(self.lanes(expr.a), self.lanes(expr.b))]
+
+    def _visit_Not(self, expr: Any) -> list[str]:
+        return [f"(!{text})" for text in self.lanes(expr.a)]
+
+    def _visit_BitwiseNot(self, expr: Any) -> list[str]:
+        return [f"(~{text})" for text in self.lanes(expr.a)]
+
+    def _visit_IntImm(self, expr: Any) -> list[str]:
+        value, dtype = int(expr.value), dtype_of(expr)
+        if dtype == "bool":
+            return ["true" if value else "false"]
+        if dtype == "int32":
+            return [str(value) if value >= 0 else "(-2147483647 - 1)" if value == -2**31 else f"({value})"]
+        suffix = {"uint32": "u", "int64": "L", "uint64": "UL"}.get(dtype)
+        if suffix is not None and value >= 0:
+            return [f"{value}{suffix}"]
+        return [f"{GLSL[_known(dtype)]}({value})"]
+
+    def _visit_FloatImm(self, expr: Any) -> list[str]:
+        value, dtype = float(expr.value), dtype_of(expr)
+        if dtype == "float64":
+            return [f"{value!r}LF"] if np.isfinite(value) else [f"double(uintBitsToFloat({_pattern(value)}))"]
+        # The nearest float32 in as few digits as name it, except where drivers need not honour it.
+        number = np.float32(value)
+        ordinary = np.isfinite(number) and (number == 0 or abs(number) >= np.finfo(np.float32).tiny)
+        text = repr(float(str(number))) if ordinary else f"uintBitsToFloat({_pattern(value)})"
+        return [convert(f"({text})" if text.startswith("-") else text, "float32", _known(dtype))]
+
+    def _visit_Var(self, expr: Any) -> list[str]:
+        narrow = self.narrowing.variable(expr)
+        if narrow is not None:
+            return [convert(name, "int32", "int64") for name in self._names[narrow]]
+        return self._names[expr]
+
+    def _visit_Cast(self, expr: Any) -> list[str]:
+        target, _ = split(dtype_of(expr))
+        source, _ = split(dtype_of(expr.value))
+        value = expr.value
+        if target == "float32" and _is_half_of_bits(value):
+            # Half-precision numbers in integers: no half-precision arithmetic is needed to read them.
+            return [f"unpackHalf2x16({convert(text, split(dtype_of(value.args[0]))[0], 'uint32')}).x"
+                    for text in self.lanes(value.args[0])]
+        if source == "int64" and target != "int64" and self.narrowing.is_index(value):
+            value, source = self.narrowing.index(value), "int32"
+        return [convert(text, source, _known(target)) for text in self.lanes(value)]
+
+    def _visit_Select(self, expr: Any) -> list[str]:
+        return self._choose(expr.condition, expr.true_value, expr.false_value)
+
+    def _choose(self, condition: Any, then: Any, otherwise: Any) -> list[str]:
+        """GLSL evaluates only the operand that is chosen."""
+        conditions = self.lanes(condition)
+        with self.guarded():
+            values, others = self.lanes(then), self.lanes(otherwise)
+        conditions = conditions * (len(values) // len(conditions))
+        return [f"({c} ? {x} : {y})" for c, x, y in zip(conditions, values, others)]
+
+    def _visit_Ramp(self, expr: Any) -> list[str]:
+        dtype, lanes = split(dtype_of(expr))
+        base, stride = (self._once(self.scalar(part), dtype) for part in (expr.base, expr.stride))
+        return [f"({base} + {lane if stride == '1' else f'{lane} * {stride}'})" if lane else base
+                for lane in map(str, range(lanes)) for lane in [lane if dtype == "int32" else f"{GLSL[dtype]}({lane})"]]
+
+    def _visit_Broadcast(self, expr: Any) -> list[str]:
+        dtype, lanes = split(dtype_of(expr))
+        return [self._once(self.scalar(expr.value), dtype)] * lanes
+
+    def _once(self, text: str, dtype: str) -> str:
+        """``text`` for use in several lanes."""
+        return text if self._guards or _SIMPLE.fullmatch(text) else self.hoist(text, dtype)
+
+    def _visit_Shuffle(self, expr: Any) -> list[str]:
+        lanes = [text for part in expr.vectors for text in self.lanes(part)]
+        return [lanes[int(index)] for index in expr.indices]
+
+    def _visit_TensorLoad(self, expr: Any) -> list[str]:
+        if len(expr.indices) != 1:
+            raise Unsupported(f"a buffer of {len(expr.indices)} dimensions")
+        dtype, lanes = split(str(expr.source.dtype))
+        width = 1 if self._guards else self._buffers.width(expr.source, expr.indices[0])
+        storage = self._buffers.find(expr.source)
+        if width == 1:
+            from_memory = from_stored if storage.binding is not None else lambda text, dtype: text
+            return [from_memory(f"{storage.view(dtype, 1)}[{index}]", dtype)
+                    for index in self.elements(expr.indices[0], lanes)]
+        values = []
+        for place in self.wide_elements(expr.indices[0], lanes, width):
+            name = self.name("t")
+            self._emit(f"{vector(dtype, width)} {name} = {storage.view(dtype, width)}[{place}];")
+            values += [f"{name}.{component}" for component in "xyzw"[:width]]
+        return values
+
+    def elements(self, index: Any, lanes: int) -> list[str]:
+        """The numbers of the elements of an access; ``lanes``: of an element of the buffer."""
+        texts = self.lanes(self.narrowing.index(index))
+        return texts if lanes == 1 else [f"({text} * {lanes} + {lane})" for text in texts for lane in range(lanes)]
+
+    def wide_elements(self, index: Any, lanes: int, width: int) -> list[str]:
+        """The same in elements of ``width``."""
+        first, count = contiguous(self.narrowing.index(index), lanes)
+        place = self._once(self.scalar(self._buffers.exact_quotient(first, width)), "int32")
+        return [place if i == 0 else f"({place} + {i})" for i in range(count // width)]
+
+    def _visit_Let(self, expr: Any) -> list[str]:
+        if self._guards:
+            raise Unsupported("Let in an expression that may not be evaluated")
+        self.bind(expr.var, expr.value)
+        return self.lanes(expr.body)
+
+    def _visit_Call(self, expr: Any) -> list[str]:
+        name, args = str(expr.op.name), list(expr.args)
+        if name in _TRANSPARENT:
+            return self.lanes(args[0])
+        if name == "prim.if_then_else":
+            return self._choose(*args)
+        if name == "tirx.reinterpret":
+            return self._reinterpret(dtype_of(expr), args[0])
+        if name in ("tirx.call_pure_extern", "tirx.call_extern"):
+            name, args = str(args[0].value), args[1:]
+        return self._intrinsic(name.removeprefix("tirx.").removeprefix("prim."), dtype_of(expr), args)
+
+    def _intrinsic(self, name: str, dtype: str, args: list[Any]) -> list[str]:
+        result, _ = split(dtype)
+        source, _ = split(dtype_of(args[0])) if args else ("", 1)
+        if name in INTEGER_INTRINSICS and bits(source) <= 32:
+            function, compute, gives = INTEGER_INTRINSICS[name], "uint32", "int32"
+        elif name in INTRINSICS and (source in ("float32", "float16") or source == "float64" and name in DOUBLE):
+            function = INTRINSICS[name]
+            compute = source if source == "float64" or name == "fma" else "float32"
+            gives = result if result == "bool" else compute
+        else:
+            raise Unsupported(f"function {name} of {source or 'nothing'}")
+        if function in HELPERS:
+            self.helpers.add(function)
+        columns = [[convert(text, source, compute) for text in self.lanes(arg)] for arg in args]
+        return [convert(f"{function}({', '.join(column)})", gives, result) for column in zip(*columns)]
+
+    def _reinterpret(self, dtype: str, value: Any) -> list[str]:
+        (source, _), (target, lanes) = split(dtype_of(value)), split(dtype)
+        texts, have, want = self.lanes(value), bits(source), bits(target)
+        if have == want:
+            return [reinterpret(text, source, target) for text in texts]
+        if max(have, want) > 32:
+            raise Unsupported(f"reinterpret of {dtype_of(value)} as {dtype}")
+        words = [convert(reinterpret(text, source, f"uint{have}"), f"uint{have}", "uint32") for text in texts]
+        if want < have:
+            parts = [f"({word} >> {shift}u)" for word in words for shift in range(0, have, want)]
+        else:
+            run = want // have
+            shifted = [f"({word} << {i % run * have}u)" for i, word in enumerate(words)]
+            parts = [f"({' | '.join(shifted[first:first + run])})" for first in range(0, len(shifted), run)]
+        assert len(parts) == lanes
+        return [reinterpret(convert(part, "uint32", f"uint{want}"), f"uint{want}", target) for part in parts]
+
+
+def _is_half_of_bits(expr: Any) -> bool:
+    return (isinstance(expr, ir.Call) and str(expr.op.name) == "tirx.reinterpret"
+            and split(dtype_of(expr))[0] == "float16" and split(dtype_of(expr.args[0]))[0] == "uint16")
+
+
+def _pattern(value: float) -> str:
+    return f"0x{np.float32(value).view(np.uint32):08x}u"
+
+
+def _known(dtype: str) -> str:
+    if split(dtype)[0] not in GLSL:
+        raise Unsupported(f"numbers of type {dtype}")
+    return dtype

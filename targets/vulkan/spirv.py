@@ -1,0 +1,93 @@
+"""GLSL to SPIR-V with glslc, in parallel, each shader once: results are kept in the cache folder by content."""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import struct
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from runtime_py.devices.program_cache import ProgramCache
+
+from ..tools import Tool
+from .shader import Shader
+
+GLSLC = Tool("glslc", "to compile shaders", lambda: shutil.which("glslc"),
+             "from Google's shaderc, for example with: apt-get install glslc; or LunarG's Vulkan SDK")
+ENVIRONMENT = "vulkan1.1"
+_ARGUMENTS = ("-fshader-stage=compute", f"--target-env={ENVIRONMENT}", "-O")
+_CACHE = ProgramCache("spirv")
+_HEADER_WORDS = 5
+_OP_ENTRY_POINT, _OP_CAPABILITY = 15, 17
+# What shaders may ask of a device; anything else would be a mistake of ours. Numbers: the SPIR-V specification, 3.31.
+CAPABILITIES = {1: "Shader", 9: "Float16", 10: "Float64", 11: "Int64", 22: "Int16", 39: "Int8",
+                4433: "StorageBuffer16BitAccess", 4434: "UniformAndStorageBuffer16BitAccess",
+                4448: "StorageBuffer8BitAccess", 4449: "UniformAndStorageBuffer8BitAccess"}
+
+
+def compile_shaders(shaders: Sequence[Shader]) -> list[bytes]:
+    """SPIR-V of each, whose entry point has the shader's name. Raises UserError when glslc is missing."""
+    GLSLC.check()
+    by_source = {shader.source: shader for shader in shaders}  # equal kernels are compiled once
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        codes = dict(zip(by_source, pool.map(_compiled, by_source.values())))
+    return [with_entry_point(codes[shader.source], shader.name) for shader in shaders]
+
+
+def _compiled(shader: Shader) -> bytes:
+    key = "\0".join((_version(), *_ARGUMENTS, shader.source)).encode()
+    code = _CACHE.load(key)
+    if code is None:
+        code = _compile(shader)
+        _CACHE.store(key, code)
+    return code
+
+
+@functools.cache
+def _version() -> str:
+    return subprocess.run([GLSLC.find(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def _compile(shader: Shader) -> bytes:
+    command = [GLSLC.find(), *_ARGUMENTS, "-", "-o", "-"]
+    done = subprocess.run(command, input=shader.source.encode(), capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"kernel {shader.name}: glslc refuses the shader made of it: {done.stderr.decode()[:2000]}")
+    unknown = capabilities(done.stdout) - set(CAPABILITIES)
+    if unknown:
+        raise RuntimeError(f"kernel {shader.name}: its shader asks for SPIR-V's capabilities {sorted(unknown)}, which "
+                           "none of ours should")
+    return done.stdout
+
+
+def capabilities(code: bytes) -> set[int]:
+    """The capabilities that a SPIR-V module declares."""
+    return {words[1] for words in _instructions(code) if words[0] & 0xFFFF == _OP_CAPABILITY}
+
+
+def with_entry_point(code: bytes, name: str) -> bytes:
+    """A SPIR-V module whose only entry point is called ``name``; GLSL's is always "main"."""
+    result = list(struct.unpack_from(f"<{_HEADER_WORDS}I", code))
+    for words in _instructions(code):
+        if words[0] & 0xFFFF == _OP_ENTRY_POINT:
+            # opcode, execution model, function, name (zero-terminated, padded to words), interface variables
+            end = next(i for i in range(3, len(words)) if 0 in struct.pack("<I", words[i])) + 1
+            text = name.encode() + b"\0"
+            text += b"\0" * (-len(text) % 4)
+            words = [*words[:3], *struct.unpack(f"<{len(text) // 4}I", text), *words[end:]]
+            words[0] = len(words) << 16 | _OP_ENTRY_POINT
+        result += words
+    return struct.pack(f"<{len(result)}I", *result)
+
+
+def _instructions(code: bytes) -> list[list[int]]:
+    words = struct.unpack(f"<{len(code) // 4}I", code)
+    found, i = [], _HEADER_WORDS
+    while i < len(words):
+        count = words[i] >> 16
+        found.append(list(words[i:i + count]))
+        i += count
+    return found

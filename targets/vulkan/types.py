@@ -1,0 +1,76 @@
+"""TIR's scalar types in GLSL, and conversions between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+
+# With GL_EXT_shader_explicit_arithmetic_types. A type asks for a capability of the device only where SPIR-V says so:
+# float16_t does not when it is read from a buffer and converted, and nothing else.
+GLSL = {
+    "bool": "bool", "int8": "int8_t", "uint8": "uint8_t", "int16": "int16_t", "uint16": "uint16_t", "int32": "int",
+    "uint32": "uint", "int64": "int64_t", "uint64": "uint64_t", "float16": "float16_t", "float32": "float",
+    "float64": "double",
+}
+_VECTORS = {"float32": "vec", "int32": "ivec", "uint32": "uvec", "float16": "f16vec", "int8": "i8vec", "uint8": "u8vec",
+            "int16": "i16vec", "uint16": "u16vec"}
+# From the type's bits as an unsigned integer, and to them.
+_FROM_BITS = {"float32": "uintBitsToFloat({})", "float16": "uint16BitsToFloat16({})"}
+_TO_BITS = {"float32": "floatBitsToUint({})", "float16": "float16BitsToUint16({})"}
+
+
+def dtype_of(expr: Any) -> str:
+    """An expression's type, lanes included: "float32x4"."""
+    return str(expr.ty.dtype)
+
+
+def split(dtype: str) -> tuple[str, int]:
+    """A type's element and its lanes."""
+    parsed = tvm.DataType(dtype)
+    return str(parsed.with_lanes(1)), parsed.lanes
+
+
+def bits(dtype: str) -> int:
+    """Bits of an element in memory."""
+    return 8 if dtype == "bool" else tvm.DataType(dtype).bits
+
+
+def vector(dtype: str, width: int) -> str | None:
+    """GLSL's vector of 2 or 4 elements; None where we do without."""
+    return f"{_VECTORS[dtype]}{width}" if dtype in _VECTORS else None
+
+
+def stored(dtype: str) -> str:
+    """The type of an element in a buffer: a bool is a byte."""
+    return "int8_t" if dtype == "bool" else GLSL[dtype]
+
+
+def from_stored(text: str, dtype: str) -> str:
+    """The value of an element of a buffer."""
+    return f"(int({text}) != 0)" if dtype == "bool" else text
+
+
+def to_stored(text: str, dtype: str) -> str:
+    """A value as an element of a buffer."""
+    return f"int8_t({text} ? 1 : 0)" if dtype == "bool" else text
+
+
+def convert(text: str, source: str, target: str) -> str:
+    """``text`` of type ``source`` as ``target``."""
+    if source == target:
+        return text
+    if target == "bool":
+        return f"({text} != {GLSL[source]}(0))"
+    if source == "bool" and target not in ("int32", "uint32", "float32"):
+        text = f"int({text})"
+    return f"{GLSL[target]}({text})"
+
+
+def reinterpret(text: str, source: str, target: str) -> str:
+    """The bits of ``text`` as ``target``, of equal size."""
+    if source in _TO_BITS:
+        source, text = f"uint{bits(source)}", _TO_BITS[source].format(text)
+    if target in _FROM_BITS:
+        return _FROM_BITS[target].format(convert(text, source, f"uint{bits(target)}"))
+    return convert(text, source, target)
