@@ -35,19 +35,22 @@ PRIOR, PRIOR_WEIGHT = 0.5, 8  # the latter in trees
 FIRST, PROBE, GROW = 4, 4, 4
 WAIT, MAX_WAIT = 2, 16
 SHARE = 0.01
+HOPE = 0.9
 TOP_K = 10
 _FADE = 1 - 1 / MEMORY
 
 
 def default_shapes(costs: CostTable, max_size: int = 64) -> tuple[TreeShape, ...]:
-    """Plain decoding and every shape that would pay if all its drafts were right: the sizes of the cost table, with the
-    depths it knows, or with all levels where drafting costs nothing. A shape comes after those inside it."""
+    """Plain decoding and every shape that would pay if each level were right with probability HOPE: the sizes of the
+    cost table, with the depths it knows, or with all levels where they cost nothing of their own. A shape comes after
+    those inside it."""
     shapes = [TreeShape(1, 0, TOP_K)]
     for size in costs.nodes[1:]:
         deepest = min(size - 1, len(costs.draft_seconds) or size - 1)
         for depth in range(1 if costs.draft_seconds else deepest, deepest + 1):
             shape = TreeShape(size, depth, TOP_K)
-            if size <= max_size and (1 + depth) * costs.seconds_for(shapes[0]) > costs.seconds_for(shape):
+            tokens = sum(HOPE**level for level in range(depth + 1))
+            if size <= max_size and tokens * costs.seconds_for(shapes[0]) > costs.seconds_for(shape):
                 shapes.append(shape)
     return tuple(shapes)
 
@@ -133,33 +136,32 @@ class Controller:
         self._wait = self._next_wait = WAIT
         self._decide()
 
-    def choose(self) -> TreeShape:
-        """The shape to draft for the next pass."""
-        self._asked = self._speculate() if self._best else self._try_again()
+    def choose(self, levels: int) -> TreeShape:
+        """The shape to draft for the next pass, of at most so many levels."""
+        self._asked = (self._speculate() if self._best else self._try_again()).at_most(levels)
         return self._asked
 
     def cut(self, tree: Tree) -> Tree:
         """What of a drafted tree to verify."""
         return tree.first(self._shapes[self._best].size)
 
-    def observe(self, tree: Tree, path: Sequence[int]) -> None:
-        """A pass verified ``cut(tree)`` and accepted the nodes ``path`` below the root, ascending."""
-        if len(self._shapes) == 1:
-            return
+    def observe(self, tree: Tree | None, text: Sequence[int]) -> None:
+        """A pass verified ``cut(tree)``, if one was drafted, and accepted ``text``: the root and drafts behind it."""
         self._budget += SHARE * self._plain
         if self._best == 0:
             self._wait -= 1
             self._missed += 1
-        text = [tree.tokens[node] for node in (0, *path)]
-        closed, still_open = [], []
-        for draft in self._open:
-            (still_open if draft.follow(text) else closed).append(draft)
-        self._open = still_open
-        if len(tree) > 1:
-            self._note(_Draft(tree, self._asked, [0, *path]))
-        elif self._asked.size > 1:
+        closed = [draft for draft in self._open if not draft.follow(text)] if self._open else []
+        if tree is None:
+            pass
+        elif len(tree) > 1:
+            draft = _Draft(tree, self._asked, [0])
+            draft.follow(text[1:])
+            self._note(draft)
+        else:
             self._idle += 1
         for draft in closed:
+            self._open.remove(draft)
             self._learn(draft)
         if closed:
             self._decide()

@@ -25,22 +25,25 @@ from .controller import TOP_K
 from .cost_table import NODES, CostTable
 from .drafters import Drafter
 from .files import cache_folder, replacing
+from .sampling import GREEDY, Sampler
 from .session import Session
 from .stats import Stopwatch
-from .tree import TreeShape
+from .tree import Tree, TreeShape
 from .tvm_runtime import installed_version
+from .verification import accept
 from .weights import INDEX
 
 if TYPE_CHECKING:
     from .engine import Engine
 
-_RECIPE = 3  # of the measurement; entries of another are stale
+_RECIPE = 4  # of the measurement; entries of another are stale
 _CACHED_TOKENS = 64  # attention is a small part of a pass, so its depth matters little
+_REPEATED = 4  # times the same of them
 _ROUNDS = 3, 25  # at least, at most
 _SECONDS = 1.0  # no further round begins after it
 _DEPTHS = 8
 _DRAFT_NODES = 16  # of the trees drafted: a typical 4 to verify, and GROW times as many to learn from
-_FREE = "ngram", "scripted"  # drafters whose levels cost next to nothing; any other is timed
+_GREEDY = Sampler(GREEDY)
 
 
 def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None] = lambda line: None, *,
@@ -82,8 +85,8 @@ def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> Cost
     tree, work = _nodes(session, engine.artifact), {}
     for count in NODES:
         if count <= len(tree):
-            work[count] = partial(_pass, session, tree[:count])
-    depths = range(1, 0 if drafter.name in _FREE else _DEPTHS + 1)
+            work[count] = partial(_step, session, tree[:count])
+    depths = range(1, _DEPTHS + 1 if drafter.by_level else 1)
     for depth in depths:
         work["draft", depth] = partial(drafter.draft, tree[0], TreeShape(_DRAFT_NODES, depth, TOP_K))
     times: dict[Any, list[float]] = {name: [] for name in work}
@@ -110,26 +113,33 @@ def _rising(seconds: Iterable[float]) -> tuple[float, ...]:
 
 def _nodes(session: Session, artifact: Artifact) -> list[int]:
     """Put some tokens into the session; return others for a tree behind them, as many as one may have: those that a
-    synthetic model was made for, or else the most likely ones behind random ones, as in a drafted tree."""
+    synthetic model was made for, or else the most likely ones behind random ones, as in a drafted tree; these repeat
+    themselves, so that lookup has something to find."""
     limit = min(artifact.max_tree_nodes, artifact.prefill_chunk_size)
     count = max(1, min(_CACHED_TOKENS, artifact.context_window_size // 2))
     stream = artifact.token_stream
     if stream is not None and len(stream) >= count + limit:
         session.extend(stream[:count].tolist())
         return stream[count:count + limit].tolist()
-    logits = session.extend(random.Random(0).choices(range(artifact.config.vocab_size), k=count))
+    pattern = random.Random(0).choices(range(artifact.config.vocab_size), k=-(-count // _REPEATED))
+    logits = session.extend((pattern * _REPEATED)[:count])
     return np.argsort(-np.asarray(logits), kind="stable")[:limit].tolist()
 
 
-def _pass(session: Session, tree: list[int]) -> None:
-    """What decoding does for a tree of this size, with two children to a node; nothing stays in the session."""
+def _step(session: Session, tokens: list[int]) -> None:
+    """What decoding does for a tree of so many nodes, with two children to each; nothing stays in the session. Drafting
+    is part of it where it is not timed by levels."""
     length = session.length
-    if len(tree) == 1:
-        session.step(tree[0])
-        session.rollback(length)
+    if len(tokens) == 1:
+        _GREEDY(session.step(tokens[0]))
     else:
-        session.tree(tree, [-1, *((node - 1) // 2 for node in range(1, len(tree)))])
+        if not session.drafter.by_level:
+            session.drafter.draft(tokens[0], TreeShape(len(tokens), len(tokens) - 1, TOP_K))
+        tree = Tree(tokens, [-1, *((node - 1) // 2 for node in range(1, len(tokens)))])
+        path, _ = accept(tree, session.tree(tree.tokens, tree.parents).logits, _GREEDY)
+        session.commit(path)
     session.wait()
+    session.rollback(length)
 
 
 def _read(path: Path, key: dict[str, Any]) -> CostTable | None:

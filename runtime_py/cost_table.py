@@ -17,8 +17,8 @@ NODES = (1, 2, 4, 8, 16, 32, 48, 64)
 
 @dataclass(frozen=True)
 class CostTable:
-    """``seconds[i]``: a pass over ``nodes[i]`` nodes, for ascending ``nodes`` from 1 on (1: a plain decoding step).
-    ``draft_seconds[d - 1]``: drafting d levels; empty for a drafter that costs nothing."""
+    """``seconds[i]``: a pass over ``nodes[i]`` nodes, for ascending ``nodes`` from 1 on (1: a plain decoding step), and
+    choosing its tokens. ``draft_seconds[d - 1]``: drafting d levels; empty where ``seconds`` hold the drafting too."""
 
     nodes: tuple[int, ...]
     seconds: tuple[float, ...]

@@ -12,7 +12,7 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .artifact import Artifact
-from .controller import Controller
+from .controller import Controller, default_shapes
 from .cost_measurement import cost_table
 from .cost_table import CostTable
 from .devices import Device, find_device, kind_of_target
@@ -113,7 +113,8 @@ class Engine:
         key = drafter.name, dense
         if key not in self._costs:
             self._costs[key] = cost_table(self, drafter, self.progress, dense=dense)
-        return Controller(self._costs[key])
+        costs = self._costs[key]
+        return Controller(costs) if len(default_shapes(costs)) > 1 else FixedShape(PLAIN)  # nothing else can pay
 
     def generate(self, prompt: str | Sequence[int], max_tokens: int | None = None, sampling: Sampling = GREEDY, *,
                  draft: str | Drafter = "auto", tree_size: int | None = None) -> Generation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from time import perf_counter
 from typing import NamedTuple
 
 from blockffn_mlc.errors import UserError
@@ -78,14 +79,14 @@ class Generation:
         self.stats.time_to_first_token = clock.seconds
         yield token
         while self.finish_reason is None:
-            clock = Stopwatch()
+            start = perf_counter()
             tokens = advance(self._session, self.ids[-1], self.max_tokens - len(self.ids), sample, self._stop_ids,
                              self._controller, self.stats)
             for token_id in tokens:
                 token = self._take(token_id)
-                self.stats.decode_seconds += clock.seconds
+                self.stats.decode_seconds += perf_counter() - start
                 yield token
-                clock = Stopwatch()  # the time between tokens belongs to who asks for them
+                start = perf_counter()  # the time between tokens belongs to who asks for them
 
     def _take(self, token_id: int) -> Token:
         self.ids.append(token_id)
@@ -94,12 +95,11 @@ class Generation:
             self.finish_reason = "eos"
         elif len(self.ids) == self.max_tokens:
             self.finish_reason = "length"
-        text = self._decode(token_id)
-        self.text += text
+        text = ""
+        if self._decoder is not None:
+            if self.finish_reason != "eos":
+                text = self._decoder.push(token_id)
+            if self.finish_reason:
+                text += self._decoder.finish()
+            self.text += text
         return Token(token_id, text)
-
-    def _decode(self, token_id: int) -> str:
-        if self._decoder is None:
-            return ""
-        text = "" if self.finish_reason == "eos" else self._decoder.push(token_id)
-        return text + self._decoder.finish() if self.finish_reason else text

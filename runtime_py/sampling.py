@@ -47,6 +47,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+_COLDEST = 1e-200  # a lower temperature chooses the same tokens, but its quotients overflow
 
 
 def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] = ()) -> np.ndarray:
@@ -55,23 +56,8 @@ def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] 
     Greedy gives the one-hot distribution of the lowest token with the largest logit. Raises UserError when
     the largest logit is not finite.
     """
-    scores = _penalised(logits, sampling.repetition_penalty, history)
-    top = _most_likely(scores, sampling)
-    if sampling.greedy:
-        probs = np.zeros(len(scores))
-        probs[top] = 1
-        return probs
-    with np.errstate(over="ignore"):  # the largest is 0; far smaller ones may become -inf
-        scores = np.subtract(scores, scores[top], dtype=np.float64) / sampling.temperature
-    if 0 < sampling.top_k < len(scores):
-        kth = np.partition(scores, -sampling.top_k)[-sampling.top_k]
-        scores[scores < kth] = -np.inf  # tokens as likely as the k-th stay
-    probs = np.exp(scores)
-    probs /= probs.sum()
-    if sampling.top_p < 1:
-        probs = np.where(_nucleus(probs, sampling.top_p), probs, 0)
-        probs /= probs.sum()
-    return probs
+    weights = _weights(logits, sampling, history)
+    return weights / weights.sum()
 
 
 class Sampler:
@@ -79,19 +65,37 @@ class Sampler:
 
     def __init__(self, sampling: Sampling) -> None:
         self.sampling = sampling
+        self._takes_largest = sampling.greedy and sampling.repetition_penalty == 1
         self._rng = np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: np.ndarray | Row, history: Iterable[int] = ()) -> int:
         """The next token for logits float32 [V]: one uniform number, looked up in the cumulative distribution."""
         if isinstance(logits, Row):
-            if self.sampling.greedy and self.sampling.repetition_penalty == 1 and logits.most_likely is not None:
+            if self._takes_largest and logits.most_likely is not None:
                 return logits.most_likely
             logits = np.asarray(logits)
-        if self.sampling.greedy:
-            return _most_likely(_penalised(logits, self.sampling.repetition_penalty, history), self.sampling)
-        cumulative = np.cumsum(distribution(logits, self.sampling, history))
+        if self._takes_largest:
+            return _most_likely(logits, self.sampling)
+        cumulative = np.cumsum(_weights(logits, self.sampling, history))
         # Scaled by the last sum, so that a draw never lands behind the last possible token.
         return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+
+
+def _weights(logits: np.ndarray, sampling: Sampling, history: Iterable[int]) -> np.ndarray:
+    """What probabilities are in proportion to, float64 [V]."""
+    scores = _penalised(logits, sampling.repetition_penalty, history)
+    top = _most_likely(scores, sampling)
+    if sampling.greedy:
+        weights = np.zeros(len(scores))
+        weights[top] = 1
+        return weights
+    weights = np.subtract(scores, scores[top], dtype=np.float64)
+    weights /= max(sampling.temperature, _COLDEST)
+    if 0 < sampling.top_k < len(weights):
+        kth = np.partition(weights, -sampling.top_k)[-sampling.top_k]
+        weights[weights < kth] = -np.inf  # tokens as likely as the k-th stay
+    np.exp(weights, out=weights)
+    return _nucleus(weights, sampling.top_p) if sampling.top_p < 1 else weights
 
 
 def _penalised(logits: np.ndarray, penalty: float, history: Iterable[int]) -> np.ndarray:
@@ -114,12 +118,14 @@ def _most_likely(scores: np.ndarray, sampling: Sampling) -> int:
     return top
 
 
-def _nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:
-    """Mask of the smallest set of most likely tokens whose probabilities reach top_p; lower ids win ties."""
-    descending = np.sort(probs)[::-1]
-    count = int(np.searchsorted(np.cumsum(descending), top_p)) + 1
-    cutoff = descending[min(count, len(probs)) - 1]
-    keep = probs > cutoff
-    ties = np.flatnonzero(probs == cutoff)
-    keep[ties[:count - int(keep.sum())]] = True
-    return keep
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """``weights`` of the smallest set of most likely tokens that holds ``top_p`` of the whole, 0 for the others; lower
+    ids win ties."""
+    total = weights.sum()
+    # The others, V at most, have no more than half of 1 - top_p between them: few are left to be sorted.
+    likely = np.flatnonzero(weights > total * (1 - top_p) / (2 * len(weights)))
+    likely = likely[np.argsort(-weights[likely], kind="stable")]
+    count = int(np.searchsorted(np.cumsum(weights[likely]), total * top_p)) + 1
+    kept = np.zeros_like(weights)
+    kept[likely[:count]] = weights[likely[:count]]
+    return kept

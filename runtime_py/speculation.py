@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from time import perf_counter
 from typing import Protocol
 
@@ -19,14 +18,15 @@ PLAIN = TreeShape(size=1, depth=0, top_k=1)
 class ShapeController(Protocol):
     """Decides from pass to pass how large a tree to draft, and how much of it to verify."""
 
-    def choose(self) -> TreeShape:
-        """The shape to draft for the next pass; size 1: none, plain decoding."""
+    def choose(self, levels: int) -> TreeShape:
+        """The shape to draft for the next pass, of at most so many levels; size 1 or no level: plain decoding."""
 
     def cut(self, tree: Tree) -> Tree:
         """What of the drafted tree to verify: its first nodes."""
 
-    def observe(self, tree: Tree, path: list[int]) -> None:
-        """What came of it: the tree that was drafted and the nodes below the root that were accepted."""
+    def observe(self, tree: Tree | None, text: list[int]) -> None:
+        """What came of it: the whole tree that was drafted, if one was, and the root with the drafts accepted behind
+        it."""
 
 
 class FixedShape:
@@ -35,19 +35,19 @@ class FixedShape:
     def __init__(self, shape: TreeShape) -> None:
         self.shape = shape
 
-    def choose(self) -> TreeShape:
-        return self.shape
+    def choose(self, levels: int) -> TreeShape:
+        return self.shape.at_most(levels)
 
     def cut(self, tree: Tree) -> Tree:
         return tree
 
-    def observe(self, tree: Tree, path: list[int]) -> None:
+    def observe(self, tree: Tree | None, text: list[int]) -> None:
         pass
 
 
 def fixed_shape(size: int, drafter: Drafter) -> TreeShape:
-    """A sensible shape of ``size`` nodes. A level costs a draft model a pass, and a lookup next to nothing."""
-    return TreeShape(size, min(size - 1, size.bit_length()) if drafter.name == "eagle" else size - 1, top_k=10)
+    """A sensible shape of ``size`` nodes for ``drafter``."""
+    return TreeShape(size, min(size - 1, size.bit_length()) if drafter.by_level else size - 1, top_k=10)
 
 
 def _drafted(drafter: Drafter, root: int, shape: TreeShape) -> Tree:
@@ -71,29 +71,29 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
     drafter proposes a tree that it was not asked for.
     """
     start = perf_counter()
-    shape = controller.choose()
-    if shape.depth >= limit:  # a path of d nodes below the root gives d + 1 tokens
-        shape = replace(shape, depth=limit - 1)
-    drafted = _drafted(session.drafter, root, shape) if shape.size > 1 and shape.depth else Tree([root], [-1])
-    tree = controller.cut(drafted)
-    stats.draft_seconds += perf_counter() - start
-    start = perf_counter()
-    if len(tree) == 1:
+    shape = controller.choose(limit - 1)  # a path of d nodes below the root gives d + 1 tokens
+    drafted = tree = None
+    if shape.size > 1 and shape.depth:
+        drafted = _drafted(session.drafter, root, shape)
+        tree = controller.cut(drafted)
+        stats.drafted += len(drafted) - 1
+    middle = perf_counter()
+    stats.draft_seconds += middle - start
+    if tree is None or len(tree) == 1:
         logits = session.step(root)
         session.wait()
-        stats.verify_seconds += perf_counter() - start
-        path, tokens = [0], [sample(logits, session.tokens)]
+        stats.verify_seconds += perf_counter() - middle
+        tokens = [sample(logits, session.tokens)]
     else:
         output = session.tree(tree.tokens, tree.parents)
         session.wait()
-        stats.verify_seconds += perf_counter() - start
+        stats.verify_seconds += perf_counter() - middle
         path, tokens = accept(tree, output.logits, sample, session.tokens, stop_ids)
         start = perf_counter()
         session.commit(path)
         session.wait()
         stats.verify_seconds += perf_counter() - start
-        stats.add_scores(output.layer_scores)
-    stats.drafted += len(tree) - 1
-    stats.accept_lengths.append(len(path))
-    controller.observe(drafted, path[1:])
+        stats.add_scores(len(tree) - 1, output.layer_scores)
+    stats.accept_lengths.append(len(tokens))
+    controller.observe(drafted, [root, *tokens[:-1]])
     return tokens

@@ -13,14 +13,15 @@ import numpy as np
 
 from .sparsity import union_share
 
-_SCORES_HELD = 32  # passes whose scores are looked at together: one at a time takes several times as long
+_NODES_HELD = 4096  # whose router scores, some KB each, are looked at behind the last pass or when so many have come
 
 
 @dataclass
 class Stats:
     """Times in seconds. The first token comes out of the prefill, so ``decode`` and the passes cover the others.
 
-    ``drafted``: tokens proposed to the model, of which it accepted some. ``accept_lengths``: the new tokens of every
+    ``drafted``: tokens that the drafter proposed; ``verified``: those that passes of the model were given, of which it
+    accepted some: more is drafted than verified, to learn what would pay. ``accept_lengths``: the new tokens of every
     pass, plain ones included. ``draft`` and ``verify`` (the model's passes, plain ones included, and keeping
     what they accept) are parts of ``decode``.
     """
@@ -33,9 +34,11 @@ class Stats:
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
     drafted: int = 0
+    verified: int = 0
     accept_lengths: list[int] = field(default_factory=list)
     _shares: list[float] = field(default_factory=list, repr=False)
     _unseen_scores: list[Sequence[np.ndarray]] = field(default_factory=list, repr=False)
+    _unseen_nodes: int = field(default=0, repr=False)
 
     @property
     def passes(self) -> int:
@@ -61,15 +64,19 @@ class Stats:
     def union_share(self) -> float | None:
         return _mean(self.union_shares)
 
-    def add_scores(self, layer_scores: Sequence[np.ndarray]) -> None:
-        """Count the router scores of a pass that verified a tree, float32 [n, E] per layer."""
+    def add_scores(self, drafts: int, layer_scores: Sequence[np.ndarray]) -> None:
+        """Count a pass that verified a tree of so many ``drafts`` and a root: its router scores, float32 [n, E] per
+        layer."""
+        self.verified += drafts
         self._unseen_scores.append(layer_scores)
-        if len(self._unseen_scores) == _SCORES_HELD:
+        self._unseen_nodes += 1 + drafts
+        if self._unseen_nodes >= _NODES_HELD:
             self._look()
 
     def _look(self) -> None:
         self._shares.extend(map(union_share, self._unseen_scores))
         self._unseen_scores.clear()
+        self._unseen_nodes = 0
 
     @property
     def overhead_seconds(self) -> float:
@@ -96,6 +103,7 @@ class Stats:
             "time_to_first_token_s": self.time_to_first_token,
             "passes": self.passes,
             "drafted_tokens": self.drafted,
+            "verified_tokens": self.verified,
             "accepted_tokens": self.accepted,
             "mean_accept_length": self.mean_accept_length,
             "union_share": self.union_share,
@@ -116,8 +124,9 @@ class Stats:
     def _speculation(self) -> str:
         parts = {"draft": self.draft_seconds, "verify": self.verify_seconds, "overhead": self.overhead_seconds}
         shares = ", ".join(f"{name} {seconds / self.decode_seconds:.0%}" for name, seconds in parts.items())
-        return (f"drafted {self.drafted} tokens, accepted {self.accepted}, {self.mean_accept_length:.2f} new tokens "
-                f"per pass, {self.union_share:.1%} of the experts in a pass over drafts; {shares} of the time")
+        union = f", {self.union_share:.1%} of the experts in a pass over drafts" if self.verified else ""
+        return (f"drafted {self.drafted} tokens, verified {self.verified}, accepted {self.accepted}, "
+                f"{self.mean_accept_length:.2f} new tokens per pass{union}; {shares} of the time")
 
 
 class Stopwatch:

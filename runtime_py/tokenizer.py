@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from blockffn_mlc.errors import UserError
 
 _REPLACEMENT = "\ufffd"
 _SPACE = "\u2581"  # the sign sentencepiece writes for a space
+_JOINING = ("ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace")
 _CONTEXT = 16  # tokens before the first streamed one that its spacing may depend on
 
 
@@ -21,6 +23,8 @@ class Tokenizer:
     def __init__(self, backend: HubTokenizer) -> None:
         self._backend = backend
         self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self.joins = _joins(backend)
+        self.pieces: dict[int, str] = {}  # of tokens that were streamed, where text depends on nothing else
         # Asked for every streamed token; the library takes microseconds.
         self.is_silent, self.is_byte, self.text_length = (
             cache(method) for method in (self._is_silent, self._is_byte, self._text_length))
@@ -78,6 +82,14 @@ class Tokenizer:
         return len(self.decode([token_id]))
 
 
+def _joins(backend: HubTokenizer) -> bool:
+    """Whether a whole token's text is the same behind any whole characters, as the common decoders have it; others may
+    change spaces or cut the text's end."""
+    decoder = json.loads(backend.to_str())["decoder"] or {}
+    steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+    return all(step.get("type") in _JOINING or step.get("type") == "Strip" and not step.get("stop") for step in steps)
+
+
 class StreamDecoder:
     """Text of tokens as they come. The pieces concatenate to what decoding all tokens at once adds to
     the context's text, and no piece ends within a character."""
@@ -87,11 +99,16 @@ class StreamDecoder:
         self._tokenizer = tokenizer
         self._window = [token for token in context if not tokenizer.is_silent(token)][-_CONTEXT:]
         self._emitted = len(self._stable(tokenizer.decode(self._window)))
+        self._whole = False  # the window is one token, all of whose text is out
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` completes; empty while a character is incomplete."""
+        if self._whole and (piece := self._tokenizer.pieces.get(token_id)):
+            self._window[0], self._emitted = token_id, self._tokenizer.text_length(token_id)
+            return piece
         if self._tokenizer.is_silent(token_id):
             return ""
+        followed, self._whole = self._whole, False
         self._window.append(token_id)
         # A run of byte tokens is decoded as a whole: one invalid byte changes all of it.
         if self._tokenizer.is_byte(token_id):
@@ -103,6 +120,9 @@ class StreamDecoder:
             # Keep the last token for spacing: its text is what the next window has already emitted.
             self._window = [token_id]
             self._emitted = self._tokenizer.text_length(token_id)
+            self._whole = True
+            if followed and self._tokenizer.joins:
+                self._tokenizer.pieces[token_id] = piece
         return piece
 
     def finish(self) -> str:

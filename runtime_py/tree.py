@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .artifact import MASK_BITS
@@ -21,6 +21,10 @@ class TreeShape:
     def __post_init__(self) -> None:
         if not (1 <= self.size <= MASK_BITS and self.depth >= 0 and self.top_k >= 1):
             raise ValueError(f"expected a tree of 1 to {MASK_BITS} nodes, depth >= 0 and top_k >= 1, found {self}")
+
+    def at_most(self, depth: int) -> TreeShape:
+        """This shape with no more than ``depth`` levels."""
+        return self if self.depth <= depth else replace(self, depth=depth)
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,12 @@ def accept(tree: Tree, logits: Sequence[np.ndarray | Row], sample: Sample, histo
     other token t with p(t): one draw from p decides all of it. Every token thus follows the target's distribution
     given those before it, and since it takes the very draw of plain decoding, the same seed gives the same text.
     """
-    path, drawn = [0], []
-    before = [tree.tokens[0]]
+    node, path, drawn = 0, [0], []
     while True:
-        token = sample(logits[path[-1]], itertools.chain(history, before))
+        token = sample(logits[node], itertools.chain(history, tree.tokens[:1], drawn))
         drawn.append(token)
-        child = None if token in stop_ids else tree.child(path[-1], token)
+        child = None if token in stop_ids else tree.child(node, token)
         if child is None:
             return path, drawn
         path.append(child)
-        before.append(token)
+        node = child

@@ -24,6 +24,7 @@ class Drafter(Protocol):
     not called for passes that do not speculate."""
 
     name: str
+    by_level: bool  # whether every level of a tree costs about as much, as with a draft model; else drafts are cheap
 
     def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
         """The session's cache now also holds ``tokens``: a chunk of the prompt, a decoded token or an accepted path.

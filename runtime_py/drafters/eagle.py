@@ -20,7 +20,7 @@ class EagleDrafter:
     a tree are tried in the slots behind, with the draft's states instead of the model's, and are forgotten with it.
     """
 
-    name = "eagle"
+    name, by_level = "eagle", True
 
     def __init__(self, artifact: Artifact, library: Library) -> None:
         if artifact.draft is None:
@@ -31,6 +31,7 @@ class EagleDrafter:
         self._tokens: list[int] = []  # of the session
         # Kept for a rollback, behind which a row is missing. The system gives memory only to rows that are written.
         self._states = np.empty((self._window, artifact.config.hidden_size), np.float32)
+        self._unseen: list[tuple[int, np.ndarray]] = []  # positions and states that are not there yet
         self._steps = np.arange(self._chunk, dtype=np.int32)
         self._cached = 0  # rows in the cache
         self._root = -1  # token of the row behind the session's last token, once there is one
@@ -42,13 +43,19 @@ class EagleDrafter:
         length = len(self._tokens)
         if self._cached == length > 0 and tokens[0] != self._root:
             self._cached -= 1
-        self._states[length:length + len(tokens)] = hidden
+        self._unseen.append((length, hidden))
         self._tokens.extend(tokens)
 
     def rollback(self, length: int) -> None:
         """See ``Drafter``."""
+        self._look()
         del self._tokens[length:]
         self._cached = min(self._cached, max(length - 1, 0))
+
+    def _look(self) -> None:
+        for position, hidden in self._unseen:
+            self._states[position:position + len(hidden)] = hidden
+        self._unseen.clear()
 
     def draft(self, root: int, shape: TreeShape) -> Tree:
         """See ``Drafter``. Every level expands the best nodes of the one above, as far as they are still among the best
@@ -79,6 +86,7 @@ class EagleDrafter:
 
     def _feed(self, root: int) -> Drafted:
         """Compute the rows that are missing and the one of ``root`` behind them; what follows it."""
+        self._look()
         past = len(self._tokens)
         start = min(self._cached, past - 1)
         tokens = np.array([*self._tokens[start + 1:], root], np.int32)

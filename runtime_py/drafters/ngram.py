@@ -22,7 +22,7 @@ class NgramDrafter:
     several occurrences as one tree: longer ones weigh more, later ones come first. No model, no state but the text
     and an index from n-grams to places."""
 
-    name = "ngram"
+    name, by_level = "ngram", False
 
     def __init__(self) -> None:
         self._tokens: list[int] = []

@@ -15,7 +15,7 @@ class ScriptedDrafter:
     wrong siblings of the first level's: tokens that the script has later, whose experts are those of a good guess,
     then any others. Past the end of the script it proposes nothing."""
 
-    name = "scripted"
+    name, by_level = "scripted", False
 
     def __init__(self, script: Sequence[int], accuracy: float, vocab_size: int, seed: int = 0) -> None:
         """``seed`` makes the errors repeatable. Raises ValueError for an accuracy outside 0 to 1."""

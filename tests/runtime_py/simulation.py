@@ -74,15 +74,18 @@ def simulate(trace, costs, controller, start=0, sizes=None):
     verified in every pass."""
     position, seconds = start, 0.0
     while position < start + TOKENS:
-        shape = controller.choose()
-        drafted, path = trace.part(position, shape) if shape.size > 1 else (Tree([position], [-1]), [])
-        tree = controller.cut(drafted)
-        path = [node for node in path if node < len(tree)]
-        seconds += costs.by_nodes[len(tree)] + (costs.drafting(shape.depth) if shape.size > 1 else 0.0)
-        controller.observe(drafted, path)
-        position += 1 + len(path)
+        shape = controller.choose(start + TOKENS - position - 1)
+        drafted, accepted, size = None, 0, 1
+        if shape.size > 1 and shape.depth:
+            drafted, path = trace.part(position, shape)
+            size = len(controller.cut(drafted))
+            accepted = sum(node < size for node in path)
+            seconds += costs.drafting(shape.depth)
+        seconds += costs.by_nodes[size]
+        controller.observe(drafted, [*range(position, position + 1 + accepted)])
+        position += 1 + accepted
         if sizes is not None:
-            sizes.append(len(tree))
+            sizes.append(size)
     return seconds / (position - start)
 
 

@@ -83,8 +83,9 @@ def test_generate_json(run, artifact_folder, tmp_path):
     assert code == 0 and err == ""
     assert set(found) == {"artifact", "text", "ids", "finish_reason", "draft", "prompt_tokens", "generated_tokens",
                           "prefill_tokens_per_s", "decode_tokens_per_s", "time_to_first_token_s", "passes",
-                          "drafted_tokens", "accepted_tokens", "mean_accept_length", "union_share", "draft_s",
-                          "verify_s", "overhead_s", "peak_memory_bytes", "load_s", "device", "threads", "sampling"}
+                          "drafted_tokens", "verified_tokens", "accepted_tokens", "mean_accept_length",
+                          "union_share", "draft_s", "verify_s", "overhead_s", "peak_memory_bytes", "load_s", "device",
+                          "threads", "sampling"}
     assert len(found["ids"]) == found["generated_tokens"] == 5 and found["artifact"] == "toy"
     assert found["sampling"]["seed"] == 3 and found["sampling"]["temperature"] == 2
 
@@ -106,7 +107,8 @@ def test_drafts_change_figures_but_not_the_text(run):
     assert drafted["passes"] + drafted["accepted_tokens"] == 11 and drafted["drafted_tokens"] > 0
     assert drafted["mean_accept_length"] == 11 / drafted["passes"] and 0 < drafted["union_share"] <= 1
     err = run(*line[:-1], "--draft", "ngram", "--tree-size", 6)[2]
-    assert f"drafted {drafted['drafted_tokens']} tokens, accepted {drafted['accepted_tokens']}" in err
+    assert (f"drafted {drafted['drafted_tokens']} tokens, verified {drafted['verified_tokens']}, "
+            f"accepted {drafted['accepted_tokens']}") in err
     assert all(word in err for word in ("new tokens per pass", "of the experts", "draft ", "verify ", "overhead "))
 
 

@@ -91,7 +91,7 @@ class Clock:
 class ModelDrafter(NgramDrafter):
     """Draws as prompt lookup does, in ``level`` seconds for each level."""
 
-    name, level, clock = "model", 0.5, None
+    name, by_level, level, clock = "model", True, 0.5, None
 
     def draft(self, root, shape):
         self.clock.now += self.level * shape.depth
@@ -121,6 +121,23 @@ def test_a_draft_model_is_timed_by_levels(monkeypatch, engine):
     drafter = ModelDrafter()
     drafter.clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 1.0)
     assert measure_costs(engine, drafter).draft_seconds == tuple(0.5 * depth for depth in range(1, 9))
+
+
+def test_looking_up_is_part_of_a_pass(monkeypatch, engine):
+    drafter = ModelDrafter()
+    drafter.by_level = False
+    drafter.clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 0.1)
+    table = measure_costs(engine, drafter)
+    assert table.draft_seconds == () and table.nodes[:3] == (1, 2, 4)
+    assert np.allclose(table.seconds[:3], [0.1, 0.1 + 0.5 * 1, 0.1 + 0.5 * 3])
+
+
+def test_where_nothing_can_pay_nothing_is_drafted(engine, monkeypatch):
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda *_, **__: CostTable((1, 2, 4), (1.0, 2.0, 4.0)))
+    assert engine.controller(NgramDrafter()).choose(8).size == 1
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda *_, **__: CostTable((1, 2, 4), (1.0, 1.1, 1.2)))
+    engine._costs.clear()
+    assert engine.controller(NgramDrafter()).choose(8).size == 4
 
 
 def test_slow_models_take_few_passes(monkeypatch, engine):

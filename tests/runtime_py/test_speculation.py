@@ -146,7 +146,7 @@ def test_figures(engine):
     assert found["accepted_tokens"] == 23 - found["passes"] > 0
     assert found["mean_accept_length"] == 23 / found["passes"]
     trees = [n for n, m in engine.library.calls if n == m > 1][-len(stats.union_shares):]
-    assert found["drafted_tokens"] == sum(trees) - len(trees)
+    assert found["drafted_tokens"] == found["verified_tokens"] == sum(trees) - len(trees)
     assert 0 < found["union_share"] == np.mean(stats.union_shares) <= 1
     parts = [found["draft_s"], found["verify_s"], found["overhead_s"]]
     assert min(parts) > 0 and sum(parts) == pytest.approx(stats.decode_seconds)
@@ -177,21 +177,23 @@ def test_a_controller_decides_what_is_drafted_and_verified(engine):
             self.shapes = itertools.cycle([TreeShape(1, 0, 1), TreeShape(8, 5, 2), TreeShape(6, 3, 2)])
             self.seen = []
 
-        def choose(self):
-            return next(self.shapes)
+        def choose(self, levels):
+            return next(self.shapes).at_most(levels)
 
         def cut(self, tree):
             return tree.first(5)
 
-        def observe(self, tree, path):
-            self.seen.append((len(tree), path))
+        def observe(self, tree, text):
+            self.seen.append((tree and len(tree), text))
     text = PROMPT + plain(engine).ids
     controller = Controller()
     session = engine.session(perfect(text))
     generation = Generation(session, PROMPT, GREEDY, stop_ids=[], max_tokens=21, controller=controller)
     assert [token.id for token in generation] == text[4:25]
-    assert controller.seen == [(1, []), (8, [1, 2, 3, 4]), (6, [1, 2, 3])] * 2
-    assert generation.stats.accept_lengths == [1, 5, 4, 1, 5, 4] and generation.stats.drafted == 16
+    parts = itertools.pairwise(itertools.accumulate([1, 5, 4] * 2, initial=len(PROMPT)))
+    assert controller.seen == [*zip([None, 8, 6] * 2, (text[start:end] for start, end in parts))]
+    stats = generation.stats
+    assert stats.accept_lengths == [1, 5, 4, 1, 5, 4] and (stats.drafted, stats.verified) == (24, 16)
 
 
 @pytest.mark.parametrize(("draft", "size", "message"), [

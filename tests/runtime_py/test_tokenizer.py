@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
 from toy import byte_fallback_tokenizer, byte_level_tokenizer
 
 from blockffn_mlc.errors import UserError
@@ -23,6 +24,19 @@ def stream(tokenizer, ids, context=()):
 @given(ids=st.lists(st.integers(0, 262), max_size=40))
 def test_any_tokens_stream_to_their_full_decoding(tokenizer, ids):
     assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_decoders_that_change_spaces_between_tokens():
+    """A suffix belongs to the word before it, and spaces before punctuation go: text depends on its neighbours."""
+    backend = byte_level_tokenizer()
+    for decoder, joins in ((decoders.WordPiece(cleanup=True), False), (decoders.Strip(" ", 0, 1), False),
+                           (decoders.Sequence([decoders.Fuse(), decoders.Strip(" ", 1, 0)]), True)):
+        backend.decoder = decoder
+        tokenizer = Tokenizer(backend)
+        assert tokenizer.joins == joins
+        ids = backend.encode("the ing e the e").ids * 3
+        assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+        assert bool(tokenizer.pieces) == joins
 
 
 @both

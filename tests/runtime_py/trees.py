@@ -9,7 +9,7 @@ class Scribe:
     """Checks that it is told of every change of its session: ``session``, set after both were made, holds what it
     was told. Drafts nothing."""
 
-    name = "scribe"
+    name, by_level = "scribe", False
 
     def __init__(self):
         self.tokens, self.shapes, self.hidden, self.session = [], [], None, None
