@@ -59,10 +59,12 @@ def counterfactuals(levels: Sequence[int], path: Sequence[int], shapes: Sequence
     """For each shape the tokens that its part of a tree brings, and the nodes of that part.
 
     ``levels`` of the tree's nodes, in falling order of score; ``path``: those that the text takes, from the root on."""
-    parts: dict[int, tuple[list[int], int]] = {max(levels): (list(path), len(levels))}
+    deepest = max(levels)
+    parts: dict[int, tuple[Sequence[int], int]] = {deepest: (path, len(levels))}
     results = []
     for shape in shapes:
-        depth = min(shape.depth, max(levels))
+        # The first n nodes are at most n - 1 levels deep.
+        depth = deepest if shape.depth >= min(deepest, shape.size - 1) else shape.depth
         if depth not in parts:
             kept = [node for node, level in enumerate(levels) if level <= depth]
             parts[depth] = [place for place, node in enumerate(kept) if node in path], len(kept)

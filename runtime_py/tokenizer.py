@@ -24,7 +24,8 @@ class Tokenizer:
         self._backend = backend
         self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self.joins = _joins(backend)
-        self.pieces: dict[int, str] = {}  # of tokens that were streamed, where text depends on nothing else
+        # Text of streamed tokens behind others and length of their text alone, where these depend on nothing else.
+        self.pieces: dict[int, tuple[str, int]] = {}
         # Asked for every streamed token; the library takes microseconds.
         self.is_silent, self.is_byte, self.text_length = (
             cache(method) for method in (self._is_silent, self._is_byte, self._text_length))
@@ -103,8 +104,9 @@ class StreamDecoder:
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` completes; empty while a character is incomplete."""
-        if self._whole and (piece := self._tokenizer.pieces.get(token_id)):
-            self._window[0], self._emitted = token_id, self._tokenizer.text_length(token_id)
+        if self._whole and (known := self._tokenizer.pieces.get(token_id)):
+            self._window[0] = token_id
+            piece, self._emitted = known
             return piece
         if self._tokenizer.is_silent(token_id):
             return ""
@@ -122,7 +124,7 @@ class StreamDecoder:
             self._emitted = self._tokenizer.text_length(token_id)
             self._whole = True
             if followed and self._tokenizer.joins:
-                self._tokenizer.pieces[token_id] = piece
+                self._tokenizer.pieces[token_id] = piece, self._emitted
         return piece
 
     def finish(self) -> str:
