@@ -21,7 +21,7 @@ from blockffn_mlc.errors import UserError
 
 from .artifact import CHAT_CONFIG, Artifact
 from .bench.machine import processor
-from .controller import TOP_K
+from .controller import TOP_K, Controller
 from .cost_table import NODES, CostTable
 from .drafters import Drafter
 from .files import cache_folder, replacing
@@ -44,6 +44,7 @@ _SECONDS = 1.0  # no further round begins after it
 _DEPTHS = 8
 _DRAFT_NODES = 16  # of the trees drafted: a typical 4 to verify, and GROW times as many to learn from
 _GREEDY = Sampler(GREEDY)
+_EVEN = CostTable(NODES, (1.0,) * len(NODES))  # for controllers that are only timed
 
 
 def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None] = lambda line: None, *,
@@ -85,7 +86,7 @@ def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> Cost
     tree, work = _nodes(session, engine.artifact), {}
     for count in NODES:
         if count <= len(tree):
-            work[count] = partial(_step, session, tree[:count])
+            work[count] = partial(_step, session, Controller(_EVEN), tree[:count])
     depths = range(1, _DEPTHS + 1 if drafter.by_level else 1)
     for depth in depths:
         work["draft", depth] = partial(drafter.draft, tree[0], TreeShape(_DRAFT_NODES, depth, TOP_K))
@@ -126,18 +127,20 @@ def _nodes(session: Session, artifact: Artifact) -> list[int]:
     return np.argsort(-np.asarray(logits), kind="stable")[:limit].tolist()
 
 
-def _step(session: Session, tokens: list[int]) -> None:
+def _step(session: Session, controller: Controller, tokens: list[int]) -> None:
     """What decoding does for a tree of so many nodes, with two children to each; nothing stays in the session. Drafting
-    is part of it where it is not timed by levels."""
+    is part of it where it is not timed by levels, and so is learning from it."""
     length = session.length
     if len(tokens) == 1:
         _GREEDY(session.step(tokens[0]))
     else:
+        controller.choose(len(tokens) - 1)
         if not session.drafter.by_level:
             session.drafter.draft(tokens[0], TreeShape(len(tokens), len(tokens) - 1, TOP_K))
         tree = Tree(tokens, [-1, *((node - 1) // 2 for node in range(1, len(tokens)))])
-        path, _ = accept(tree, session.tree(tree.tokens, tree.parents).logits, _GREEDY)
+        path, drawn = accept(tree, session.tree(tree.tokens, tree.parents).logits, _GREEDY)
         session.commit(path)
+        controller.observe(tree, [tokens[0], *drawn[:-1]])
     session.wait()
     session.rollback(length)
 

@@ -23,7 +23,7 @@ class Drafter(Protocol):
     in plain decoding as well: ``extend`` and ``rollback`` should cost little and leave the work to ``draft``, which is
     not called for passes that do not speculate."""
 
-    name: str
+    name: str  # one that no other drafter has: what its trees cost is kept by it
     by_level: bool  # whether every level of a tree costs about as much, as with a draft model; else drafts are cheap
 
     def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
