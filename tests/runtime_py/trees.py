@@ -1,4 +1,5 @@
-"""Drafters for tests of the speculative loop: each knows the text to come and makes of it what it wants."""
+"""For tests of the speculative loop: drafters that know the text to come and make of it what they want, and trees in
+another order."""
 
 import numpy as np
 
@@ -43,15 +44,26 @@ class RandomDrafter(Scribe):
         rng, place = self._rng, len(self.tokens)
         tokens, parents, levels = [root], [-1], [0]
         chain = rng.random() < 0.5  # else anything from a star to a chain
+        parent_draws, right_draws = rng.random((2, shape.size)).tolist()
+        shifts = rng.integers(1, self._vocab, shape.size).tolist()
         for node in range(1, shape.size):
             fitting = [other for other in range(node) if levels[other] < shape.depth]
             if chain:
                 fitting = fitting[-3:]
-            parent = int(rng.choice(fitting))
+            parent = fitting[int(parent_draws[node] * len(fitting))]
             ahead = place + levels[parent] + 1
             right = self._text[ahead] if ahead < len(self._text) else 0
-            wrong = (right + int(rng.integers(1, self._vocab))) % self._vocab
-            tokens.append(right if rng.random() < self._right else wrong)
+            tokens.append(right if right_draws[node] < self._right else (right + shifts[node]) % self._vocab)
             parents.append(parent)
             levels.append(levels[parent] + 1)
         return Tree(tokens, parents)
+
+
+def reordered(tree, rng):
+    """The tree with its nodes in a random order, parents still before children; and where each node went, [n]."""
+    order = [0]
+    while len(order) < len(tree):
+        order.append(int(rng.choice([node for node in range(1, len(tree))
+                                     if node not in order and tree.parents[node] in order])))
+    place = np.argsort(order).tolist()
+    return Tree([tree.tokens[node] for node in order], [-1, *(place[tree.parents[node]] for node in order[1:])]), place
