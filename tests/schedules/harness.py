@@ -133,7 +133,7 @@ def run(func: tvm.tirx.PrimFunc, target, *args) -> np.ndarray | list[np.ndarray]
     return call_guarded(compiled(func, target.tvm_target), Guarded, args)
 
 
-def call_guarded(function: Callable, guard: type, args: Sequence) -> np.ndarray | list[np.ndarray]:
+def call_guarded(function: Callable, guard: Callable, args: Sequence) -> np.ndarray | list[np.ndarray]:
     """``run`` of a compiled kernel, with the tensors in memory that ``guard`` (such as ``Guarded``) watches."""
     guarded: list[tuple[object, Guarded]] = []
     values = []

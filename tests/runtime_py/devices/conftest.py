@@ -1,14 +1,10 @@
 """A device to test on, where there is one."""
 
 import pytest
-
-from runtime_py.devices import find_device, list_devices
+from machine import opencl_device
 
 
 @pytest.fixture(scope="session")
-def device():
-    """The first OpenCL device."""
-    found = next(entry for entry in list_devices() if entry["device"].startswith("opencl"))
-    if "unavailable" in found:
-        pytest.skip(found["unavailable"])
-    return find_device("opencl")
+def device(request):
+    """The device for what is computed in float32; with parameter True the one for float16."""
+    return opencl_device(half=getattr(request, "param", False))

@@ -51,15 +51,20 @@ def module_bytes(name, source, arguments, tags=("blockIdx.x", "threadIdx.x")):
         string(f"// Function: {name}\n{source}")])
 
 
-def load_kernel(name, source, arguments, **options):
-    """A kernel as a function of addresses, numbers and launch extents."""
-    load = load_runtime().get_global_func("ffi.Module.load_from_bytes.opencl")
-    return load(module_bytes(name, source, arguments, **options))[name]
+def load_kernel(device, name, source, arguments, **options):
+    """A kernel as a function of addresses, numbers and launch extents, which chooses the device as host code does."""
+    load, choose = map(load_runtime().get_global_func, ("ffi.Module.load_from_bytes.opencl", "__tvm_set_device"))
+    kernel = load(module_bytes(name, source, arguments, **options))[name]
+
+    def launch(*values):
+        choose(*device.codes[0])
+        kernel(*values)
+    return launch
 
 
-def load_add():
+def load_add(device):
     """add(address, value, n, groups, items)."""
-    return load_kernel("add", ADD, (POINTER, FLOAT32, INT32))
+    return load_kernel(device, "add", ADD, (POINTER, FLOAT32, INT32))
 
 
 def address(tensor):

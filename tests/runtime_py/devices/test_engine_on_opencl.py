@@ -31,8 +31,8 @@ def toy(device, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def on_device(toy):
-    return Engine.load(toy[0])
+def on_device(toy, device):
+    return Engine.load(toy[0], device=device.name)
 
 
 @pytest.fixture
@@ -115,18 +115,18 @@ def test_rows_are_arrays_to_numpy(on_device):
 
 def test_weights_and_caches_are_on_the_device_once(toy, device):
     gc.collect()
-    before = counter("memory_in_use", 0)
-    engine = Engine.load(toy[0], device="opencl:0")
+    before = counter("memory_in_use", device.index)
+    engine = Engine.load(toy[0], device=device.name)
     weights, inputs = sum(weight.nbytes for weight in toy[1].values()), 6 * 4
-    assert counter("memory_in_use", 0) - before == weights + inputs
+    assert counter("memory_in_use", device.index) - before == weights + inputs
     assert "params_shard" not in Path("/proc/self/maps").read_text()  # the files were let go
     for name, weight in toy[1].items():
         np.testing.assert_array_equal(device.host(engine.library.weights[name]), weight)
     sessions = [engine.session(), engine.session()]
-    assert counter("memory_in_use", 0) - before == weights + inputs + len(sessions) * 2 * SLOTS * WIDTH * 4
+    assert counter("memory_in_use", device.index) - before == weights + inputs + len(sessions) * 2 * SLOTS * WIDTH * 4
     del engine, sessions
     gc.collect()
-    assert counter("memory_in_use", 0) == before
+    assert counter("memory_in_use", device.index) == before
 
 
 def test_sessions_do_not_disturb_each_other(on_device, greedy):
@@ -137,28 +137,28 @@ def test_sessions_do_not_disturb_each_other(on_device, greedy):
     np.testing.assert_allclose(np.asarray(one.extend(greedy[20:30])), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_nothing_leaks_over_loads_of_an_artifact(toy):
+def test_nothing_leaks_over_loads_of_an_artifact(toy, device):
     def resident_kib():
         return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
     def load(times):
         for _ in range(times):
-            generated(Engine.load(toy[0]), max_tokens=2, draft="none")
+            generated(Engine.load(toy[0], device=device.name), max_tokens=2, draft="none")
         gc.collect()
 
     load(10)
-    in_use, resident = counter("memory_in_use", 0), resident_kib()
+    in_use, resident = counter("memory_in_use", device.index), resident_kib()
     load(100)
-    assert counter("memory_in_use", 0) == in_use
+    assert counter("memory_in_use", device.index) == in_use
     assert resident_kib() - resident < 4 << 10  # modules that are never freed take 7 MB
 
 
-def test_logits_that_are_not_finite_are_refused(toy, tmp_path):
+def test_logits_that_are_not_finite_are_refused(toy, device, tmp_path):
     folder = shutil.copytree(toy[0], tmp_path / "damaged")
     weights = toy[1] | {"lm_head": np.full_like(toy[1]["lm_head"], np.nan)}
     (folder / "params_shard_0.bin").write_bytes(b"".join(weight.tobytes() for weight in weights.values()))
     with pytest.raises(UserError, match="the largest logit is nan"):
-        generated(Engine.load(folder))
+        generated(Engine.load(folder, device=device.name))
 
 
 def test_the_device_must_be_what_the_artifact_was_built_for(toy, artifact_folder):
@@ -198,13 +198,14 @@ def test_failures_of_the_driver_name_the_kernel(on_device, monkeypatch):
         on_device.score([5])
 
 
-def test_the_command_line_runs_on_the_device(toy, tmp_path, capsys, greedy):
+def test_the_command_line_runs_on_the_device(toy, device, tmp_path, capsys, greedy):
     (tmp_path / "ids.json").write_text(json.dumps(PROMPT))
-    assert main(["generate", str(toy[0]), "--device", "opencl:0", "--ids", str(tmp_path / "ids.json"), "--max-tokens",
+    assert main(["generate", str(toy[0]), "--device", device.name, "--ids", str(tmp_path / "ids.json"), "--max-tokens",
                  "5", "--draft", "none", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["device"] == "opencl:0" and found["ids"] == greedy[len(PROMPT):len(PROMPT) + 5]
-    assert main(["score", str(toy[0]), "--ids", str(tmp_path / "ids.json"), "--logits", str(tmp_path / "l.npy")]) == 0
+    assert found["device"] == device.name and found["ids"] == greedy[len(PROMPT):len(PROMPT) + 5]
+    assert main(["score", str(toy[0]), "--device", device.name, "--ids", str(tmp_path / "ids.json"), "--logits",
+                 str(tmp_path / "l.npy")]) == 0
     assert np.load(tmp_path / "l.npy").shape == (len(PROMPT), VOCAB)
 
 
@@ -212,8 +213,8 @@ def test_the_command_line_runs_on_the_device(toy, tmp_path, capsys, greedy):
     ("fp16", True, "fp16", False), ("work_group", 256, "max_work_group_size", 128),
     ("threadgroup_bytes", 32768, "local_memory_bytes", 16384),
     ("buffer_bytes", VOCAB * WIDTH * 4, "max_allocation_bytes", 1000)])
-def test_a_device_that_lacks_what_kernels_were_built_for_is_refused(toy, tmp_path, monkeypatch, field, needed, fact,
-                                                                    found):
+def test_a_device_that_lacks_what_kernels_were_built_for_is_refused(toy, device, tmp_path, monkeypatch, field, needed,
+                                                                    fact, found):
     folder = shutil.copytree(toy[0], tmp_path / "limited")
     path = folder / "mlc-chat-config.json"
     config = json.loads(path.read_text())
@@ -221,15 +222,15 @@ def test_a_device_that_lacks_what_kernels_were_built_for_is_refused(toy, tmp_pat
                                     "buffer_bytes": 1 << 30}
     path.write_text(json.dumps(config))
     facts = {"fp16": True, "max_work_group_size": 256, "local_memory_bytes": 32768, "max_allocation_bytes": 1 << 20}
-    monkeypatch.setattr("runtime_py.library.device_facts", lambda name: {"opencl:0": facts}[name])
-    assert generated(Engine.load(folder), max_tokens=1, draft="none").ids
+    monkeypatch.setattr("runtime_py.library.device_facts", lambda name: {device.name: facts}[name])
+    assert generated(Engine.load(folder, device=device.name), max_tokens=1, draft="none").ids
     facts[fact] = found
-    in_use = counter("memory_in_use", 0)
-    with pytest.raises(UserError, match=f"device 'opencl:0': field '{field}': the artifact needs {needed}, the device "
-                                        f"has {found}; rebuild .* or choose another --device"):
-        Engine.load(folder)
+    in_use = counter("memory_in_use", device.index)
+    with pytest.raises(UserError, match=f"device '{device.name}': field '{field}': the artifact needs {needed}, the "
+                                        f"device has {found}; rebuild .* or choose another --device"):
+        Engine.load(folder, device=device.name)
     gc.collect()
-    assert counter("memory_in_use", 0) <= in_use  # before any weight is uploaded
+    assert counter("memory_in_use", device.index) <= in_use  # before any weight is uploaded
 
 
 def test_waiting_for_a_device(on_device, monkeypatch):

@@ -21,7 +21,7 @@ def golden(request, device, tmp_path_factory):
     assert compiler.main(["--model", str(GOLDEN / request.param), "--quantization", "q0f32", "--target", "opencl",
                           "-o", str(folder), "-q"]) == 0
     with np.load(GOLDEN / request.param / "expected.npz") as arrays:
-        return Engine.load(folder), {name: arrays[name] for name in arrays.files}
+        return Engine.load(folder, device=device.name), {name: arrays[name] for name in arrays.files}
 
 
 def test_scores_equal_the_original_implementation(golden):

@@ -1,4 +1,4 @@
-"""The OpenCL runtime on the first device: launches, order, limits, errors by name, no leaks."""
+"""The OpenCL runtime on this machine's devices: launches, order, limits, errors by name, no leaks."""
 
 import gc
 import re
@@ -21,8 +21,10 @@ from opencl_kernels import (
 )
 
 from blockffn_mlc.errors import UserError
-from runtime_py.devices import list_devices
+from runtime_py.devices import device_facts
 from runtime_py.tvm_runtime import load_runtime
+
+on_both_devices = pytest.mark.parametrize("device", [False, True], ids=["float32", "float16"], indirect=True)
 
 
 def resident_kib():
@@ -49,8 +51,9 @@ def test_arrays_go_there_and_back(device, dtype, shape):
     np.testing.assert_array_equal(device.host(device.tensor(array[..., ::-1])), array[..., ::-1])
 
 
+@on_both_devices
 def test_work_is_done_in_order_whatever_happens_to_the_arrays_meanwhile(device):
-    add, inputs = load_add(), device.inputs(((1000,),), "float32")
+    add, inputs = load_add(device), device.inputs(((1000,),), "float32")
     results = []
     for turn in range(200):
         inputs.arrays[0][:] = turn
@@ -65,8 +68,9 @@ def test_work_is_done_in_order_whatever_happens_to_the_arrays_meanwhile(device):
         np.testing.assert_array_equal(device.host(result), np.full(1000, turn + 0.75, "f4"))
 
 
+@on_both_devices
 def test_threads_share_a_kernel(device):
-    add, tensors = load_add(), [device.zeros((256,), "float32") for _ in range(4)]
+    add, tensors = load_add(device), [device.zeros((256,), "float32") for _ in range(4)]
 
     def launch(index):
         for _ in range(500):
@@ -78,8 +82,9 @@ def test_threads_share_a_kernel(device):
         assert (device.host(tensor) == 500 * (index + 1)).all()
 
 
+@on_both_devices
 def test_buffers_may_be_freed_while_kernels_that_use_them_wait(device):
-    add, total = load_add(), device.zeros((1 << 16,), "float32")
+    add, total = load_add(device), device.zeros((1 << 16,), "float32")
     for _ in range(50):
         passing = device.zeros((1 << 16,), "float32")
         add(address(passing), 1.0, 1 << 16, 1 << 10, 64)
@@ -90,12 +95,13 @@ def test_buffers_may_be_freed_while_kernels_that_use_them_wait(device):
 
 def test_an_empty_launch_does_nothing(device):
     before = counter("launches")
-    load_add()(address(device.zeros((1,), "float32")), 1.0, 0, 0, 64)
+    load_add(device)(address(device.zeros((1,), "float32")), 1.0, 0, 0, 64)
     assert counter("launches") == before
 
 
+@on_both_devices
 def test_nothing_leaks_over_launches(device):
-    add, inputs = load_add(), device.inputs(((64,),), "float32")
+    add, inputs = load_add(device), device.inputs(((64,),), "float32")
 
     def launch(times):
         for turn in range(times):
@@ -106,25 +112,26 @@ def test_nothing_leaks_over_launches(device):
         device.host(inputs.tensors[0])
 
     launch(1000)
-    in_use, resident, launches = counter("memory_in_use", 0), resident_kib(), counter("launches")
+    in_use, resident, launches = counter("memory_in_use", device.index), resident_kib(), counter("launches")
     launch(10_000)
-    assert counter("launches") == launches + 10_000 and counter("memory_in_use", 0) == in_use
+    assert counter("launches") == launches + 10_000 and counter("memory_in_use", device.index) == in_use
     assert resident_kib() - resident < 8 << 10
 
 
+@on_both_devices
 def test_nothing_leaks_over_loads(device):
     tensor = device.zeros((64,), "float32")
 
     def load():
         for _ in range(100):
-            load_add()(address(tensor), 1.0, 64, 1, 64)
+            load_add(device)(address(tensor), 1.0, 64, 1, 64)
         device.host(tensor)
         gc.collect()
 
     load()
-    in_use, resident = counter("memory_in_use", 0), resident_kib()
+    in_use, resident = counter("memory_in_use", device.index), resident_kib()
     load()
-    assert counter("memory_in_use", 0) == in_use
+    assert counter("memory_in_use", device.index) == in_use
     assert resident_kib() - resident < 8 << 10
     assert (device.host(tensor) == 200).all()
 
@@ -138,59 +145,64 @@ def test_freed_buffers_are_kept_within_bounds(device):
     assert len(addresses) == 1
 
 
+@on_both_devices
 def test_the_memory_in_use_is_known(device):
-    before = counter("memory_in_use", 0)
+    before = counter("memory_in_use", device.index)
     tensor = device.zeros((1000,), "float32")
-    assert counter("memory_in_use", 0) == before + 4000
+    assert counter("memory_in_use", device.index) == before + 4000
     del tensor
-    assert counter("memory_in_use", 0) == before
+    assert counter("memory_in_use", device.index) == before
 
 
+@on_both_devices
 def test_a_buffer_beyond_the_limit_is_refused_with_size_and_limit(device):
-    limit = next(entry for entry in list_devices() if entry["device"] == "opencl:0")["max_allocation_bytes"]
+    limit = device_facts(device.name)["max_allocation_bytes"]
     allocate = load_runtime().get_global_func("runtime.TVMTensorAllocWithScope")
     ffi = load_runtime()
     with pytest.raises(RuntimeError, match=f"{limit + 4} bytes is larger than .* allows .{limit} bytes"):
-        allocate(ffi.Shape((limit // 4 + 1,)), ffi.dtype("float32"), ffi.device("opencl", 0), None)
+        allocate(ffi.Shape((limit // 4 + 1,)), ffi.dtype("float32"), ffi.device("opencl", device.index), None)
 
 
 def test_what_the_device_refuses_is_a_sentence_for_users(device, monkeypatch):
     def refuse(*_):
         raise RuntimeError("OpenCL: clCreateBuffer of 8 bytes failed: CL_OUT_OF_RESOURCES (-5)")
     monkeypatch.setattr(device, "_allocate", refuse)
-    with pytest.raises(UserError, match="^device opencl:0: OpenCL: clCreateBuffer of 8 bytes failed: CL_OUT_OF_RES"):
+    with pytest.raises(UserError, match=f"^device {device.name}: OpenCL: clCreateBuffer of 8 bytes failed: CL_OUT"):
         device.zeros((2,), "float32")
 
 
+@on_both_devices
 def test_a_refused_launch_names_kernel_error_and_limits(device):
-    limit = next(entry for entry in list_devices() if entry["device"] == "opencl:0")["max_work_group_size"]
+    limit = device_facts(device.name)["max_work_group_size"]
     with pytest.raises(RuntimeError, match=r"launching kernel add failed: CL_INVALID_WORK_(GROUP|ITEM)_SIZE \(-5\d\); "
                                            rf"1 x 1 x 1 work-groups of {2 * limit} x 1 x 1 work-items .* up to \d+ of"):
-        load_add()(address(device.zeros((1,), "float32")), 1.0, 1, 1, 2 * limit)
+        load_add(device)(address(device.zeros((1,), "float32")), 1.0, 1, 1, 2 * limit)
 
 
+@on_both_devices
 def test_a_missing_buffer_names_argument_and_kernel(device):
-    kernel = load_kernel("add", ADD, (INT32, FLOAT32, INT32))  # 4 bytes where a pointer belongs
+    kernel = load_kernel(device, "add", ADD, (INT32, FLOAT32, INT32))  # 4 bytes where a pointer belongs
     with pytest.raises(RuntimeError, match=r"setting argument 0 of kernel add failed: CL_INVALID_ARG_SIZE \(-51\)"):
         kernel(0, 1.0, 1, 1, 1)
 
 
+@on_both_devices
 def test_a_kernel_that_does_not_compile_shows_the_log(device):
-    kernel = load_kernel("add", ADD.replace("x[i] +=", "nowhere[i] +="), (POINTER, FLOAT32, INT32))
+    kernel = load_kernel(device, "add", ADD.replace("x[i] +=", "nowhere[i] +="), (POINTER, FLOAT32, INT32))
     with pytest.raises(RuntimeError, match=r"(?s)compiling kernel add for .* failed: CL_BUILD_PROGRAM_FAILURE \(-11\)\n"
                                            ".*nowhere"):
         kernel(address(device.zeros((1,), "float32")), 1.0, 1, 1, 1)
 
 
 def test_a_kernel_under_another_name_is_refused(device):
-    kernel = load_kernel("subtract", ADD, (POINTER, FLOAT32, INT32))
+    kernel = load_kernel(device, "subtract", ADD, (POINTER, FLOAT32, INT32))
     with pytest.raises(RuntimeError, match=r"creating kernel subtract failed: CL_INVALID_KERNEL_NAME \(-46\)"):
         kernel(address(device.zeros((1,), "float32")), 1.0, 1, 1, 1)
 
 
 def test_a_wrong_number_of_values_is_refused(device):
     with pytest.raises(TypeError, match="kernel add takes 5 values, found 2"):
-        load_add()(address(device.zeros((1,), "float32")), 1.0)
+        load_add(device)(address(device.zeros((1,), "float32")), 1.0)
 
 
 def test_damaged_modules_are_refused(device):

@@ -19,7 +19,7 @@ def compilations(device):
     """compilations(source): what running a new module of ``source``, a form of ADD, makes the driver compile."""
     def compilations(source=ADD):
         before, tensor = counter("compilations"), device.zeros((3,), "float32")
-        load_kernel("add", source, (POINTER, FLOAT32, INT32))(address(tensor), 2.0, 3, 1, 3)
+        load_kernel(device, "add", source, (POINTER, FLOAT32, INT32))(address(tensor), 2.0, 3, 1, 3)
         np.testing.assert_array_equal(device.host(tensor), [2, 2, 2])
         return counter("compilations") - before
     return compilations

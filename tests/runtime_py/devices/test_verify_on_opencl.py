@@ -25,23 +25,23 @@ def folder(device, tmp_path_factory):
     return folder / "model"
 
 
-def test_an_artifact_verifies(folder, capsys, monkeypatch):
+def test_an_artifact_verifies(folder, device, capsys, monkeypatch):
     monkeypatch.setattr(checks, "TOKENS", (1, 14))  # every further form of a kernel is a program to compile
-    assert main(["verify", str(folder), "--device", "opencl", "--json"]) == 0
+    assert main(["verify", str(folder), "--device", device.name, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ok"] and found["device"] == "opencl:0" and found["product"]
+    assert found["ok"] and found["device"] == device.name and found["product"]
     names = {kernel["factory"] for kernel in found["kernels"]}
     assert names >= {"argmax", "append_heads", "attention", "linear", "router", "sparse_up", "sparse_down", "union"}
     for kernel in found["kernels"]:
         assert kernel["problem"] is None and kernel["launches"] >= kernel["calls"] >= 2
 
 
-def test_a_kernel_that_never_reaches_the_device_is_found(folder, monkeypatch):
+def test_a_kernel_that_never_reaches_the_device_is_found(folder, device, monkeypatch):
     class Idle:
         def kernel(self, name):
             return lambda *arguments: None
 
-    engine = Engine.load(folder, device="opencl")
+    engine = Engine.load(folder, device=device.name)
     monkeypatch.setattr(engine, "library", Idle())
     monkeypatch.setattr(checks, "CASES", dict.fromkeys(CASES, lambda k, n: iter([[n]])))  # without results to compare
     assert {result.problem for result in check_kernels(engine)} == {"launched nothing on the device"}

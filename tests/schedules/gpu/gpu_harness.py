@@ -1,19 +1,17 @@
-"""Compiles one GPU kernel and calls it on this machine's OpenCL device, with guard regions behind its tensors."""
+"""Compiles one GPU kernel and calls it on an OpenCL device of this machine, with guard regions behind its tensors."""
 
 from __future__ import annotations
 
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
-import pytest
 import tvm
 import tvm_ffi
 from harness import GUARD, call_guarded, module_of
+from machine import opencl_device
 
-from blockffn_mlc.errors import UserError
-from runtime_py.devices import find_device
 from schedules.tiles import GPU_TILES
 
 EXACT = 1e-12  # NMSE of float32 arithmetic against float64
@@ -23,41 +21,22 @@ TARGET = tvm.target.Target({"kind": "opencl", "max_threads_per_block": TILES.ite
 
 
 @cache
-def device():
-    """The device, the same for all tests. Skips where there is none."""
-    try:
-        return find_device("opencl")
-    except UserError as error:
-        pytest.skip(f"no OpenCL device: {error}")
-
-
-@cache
-def has_half():
-    """Whether the device computes with float16."""
-    from runtime_py.devices import list_devices
-
-    device()
-    return any(entry.get("fp16") for entry in list_devices() if entry["device"] == "opencl:0")
-
-
-def skip_unless_it_computes(weight_format: str) -> None:
-    if weight_format in ("float16", "q4f16_1") and not has_half():
-        pytest.skip("this machine lacks an OpenCL device with cl_khr_fp16")
-
-
-@cache
 def compiled(func):
+    """A kernel, and the device that it runs on: one with float16 only where its text asks for that. Skips where there
+    is no such device."""
     executable = tvm.compile(module_of(func), TARGET)
+    device = opencl_device(half="cl_khr_fp16" in executable.mod.imports[0].inspect_source(""))
     with tempfile.TemporaryDirectory(prefix="blockffn-test-") as folder:
         path = Path(folder) / "kernel.so"
         executable.export_library(str(path))
-        return tvm.runtime.load_module(str(path))["main"]
+        return tvm.runtime.load_module(str(path))["main"], device
 
 
 class Guarded:
     """A tensor with poisoned memory behind it: floats are NaN, integers huge."""
 
-    def __init__(self, shape, dtype) -> None:
+    def __init__(self, device, shape, dtype) -> None:
+        self._device = device
         dtype = np.dtype(dtype)
         self._poison = 0xFF if dtype.kind == "f" else 0x5A
         self._shape, self._dtype = tuple(shape), dtype
@@ -67,13 +46,13 @@ class Guarded:
 
     def tensor(self):
         """The tensor as the kernel sees it."""
-        self._whole = device().tensor(self.memory)
+        self._whole = self._device.tensor(self.memory)
         return tvm_ffi.get_global_func("runtime.TVMTensorCreateView")(
             self._whole, tvm_ffi.Shape(self._shape), tvm_ffi.dtype(self._dtype.name), 0)
 
     def check_guards(self) -> None:
         """Look at what the kernel left."""
-        self.memory = device().host(self._whole)
+        self.memory = self._device.host(self._whole)
         self.array = self.memory[:self._nbytes].view(self._dtype).reshape(self._shape)
         assert (self.memory[self._nbytes:] == self._poison).all(), "written behind the tensor"
 
@@ -89,9 +68,8 @@ def launches() -> int:
 
 
 def run(func, *args):
-    """As ``harness.run``, on the device; some kernel was launched."""
-    device()
-    function, before = compiled(func), launches()
-    written = call_guarded(function, Guarded, args)
+    """As ``harness.run``, on a device; some kernel was launched."""
+    (function, device), before = compiled(func), launches()
+    written = call_guarded(function, partial(Guarded, device), args)
     assert launches() > before, "no kernel was launched"
     return written

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gpu_harness import EXACT, TILES, run, skip_unless_it_computes
+from gpu_harness import EXACT, TILES, run
 from harness import Out, nmse, normal, stored_matrix
 
 from schedules import gpu, twins
@@ -21,7 +21,6 @@ SHAPES = {  # heads, kv_heads, key_dim, value_offset, value_dim, width, v_dim
 @pytest.mark.parametrize("weight_format", ["float32", "q4f32_1", "q4f16_1"])
 @pytest.mark.parametrize("shape", [(2, 96, 32, 64, 64), (3, 45, 40, 6, 33)], ids=str)
 def test_latent_query(rng, weight_format, shape):
-    skip_unless_it_computes(weight_format)
     heads, inputs, nope, rope, latent = shape
     x, table = normal(rng, 20, inputs), rope_table(POSITIONS, rope, 10000.0)
     positions = rng.integers(0, POSITIONS, 20).astype("int32")
@@ -38,7 +37,6 @@ def test_latent_query(rng, weight_format, shape):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_attention(rng, shape, dtype):
     """A causal chunk for even tokens, a tree with bits in both words for odd ones; unseen slots are NaN."""
-    skip_unless_it_computes(dtype)
     heads, kv_heads, key_dim, offset, value_dim, width, v_dim = SHAPES[shape]
     n, odd = 9, np.arange(9) % 2
     q, kv = normal(rng, n, heads, key_dim), normal(rng, SLOTS, kv_heads, width, dtype=dtype)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gpu_harness import EXACT, TILES, run, skip_unless_it_computes
+from gpu_harness import EXACT, TILES, run
 from harness import Out, gappy_scores, nmse, normal, poison, stored_matrix
 
 from schedules import gpu, twins
@@ -18,7 +18,6 @@ SHAPES = [("float32", 1, 40, 33), ("q4f32_1", 56, 24, 45), ("q4f32_1", 128, 64, 
     (1, 96, "rms", "float32"), (40, 45, "sum", "float32"), (130, 33, "none", "float32"),
     (128, 64, "rms", "float16")])
 def test_router(rng, experts, hidden, norm, dtype):
-    skip_unless_it_computes(dtype)
     eps, scale, most = 1e-5, 2.5, TOKENS[-1]
     x, input_weight = normal(rng, most, hidden), normal(rng, hidden, dtype=dtype)
     input_weight[0] = 1.0
@@ -69,7 +68,6 @@ def by_place(act, ids, count, uses, tokens):
 @pytest.mark.parametrize("weight_format, experts, size, hidden", SHAPES)
 def test_sparse_up(rng, weight_format, experts, size, hidden):
     """Only active pairs are written; weights of experts outside the union, NaN here, are not read."""
-    skip_unless_it_computes(weight_format)
     func = gpu.sparse_up(TILES, experts, hidden, size, weight_format)
     w, clean = stored_matrix(rng, weight_format, TILES.expert_tile(size), experts, size, hidden)
     x = normal(rng, TOKENS[-1], hidden)
@@ -88,7 +86,6 @@ def test_sparse_up(rng, weight_format, experts, size, hidden):
 @pytest.mark.parametrize("weight_format, experts, size, hidden", SHAPES)
 def test_sparse_down(rng, weight_format, experts, size, hidden):
     """Neither weights of experts outside the union nor activations of inactive pairs, NaN here, are read."""
-    skip_unless_it_computes(weight_format)
     func = gpu.sparse_down(TILES, experts, hidden, size, weight_format, 0.7)
     w, clean = stored_matrix(rng, weight_format, TILES.output_tile, experts, hidden, size)
     residual = normal(rng, TOKENS[-1], hidden)

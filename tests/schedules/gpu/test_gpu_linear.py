@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gpu_harness import EXACT, TILES, run, skip_unless_it_computes
+from gpu_harness import EXACT, TILES, run
 from harness import Out, nmse, normal, poison, stored_matrix
 
 from schedules import gpu, twins
@@ -18,7 +18,6 @@ CASES = {
 @pytest.mark.parametrize("weight_format", gpu.FORMATS)
 @pytest.mark.parametrize("case", CASES)
 def test_linear(rng, case, weight_format):
-    skip_unless_it_computes(weight_format)
     options = dict(CASES[case])
     inputs, outputs, scale = options.pop("inputs"), options.pop("outputs"), options.get("residual_scale")
     func = gpu.linear(TILES, inputs, outputs, weight_format, **options)
