@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -72,14 +73,33 @@ def _built(runtime: Runtime) -> Path:
         raise UserError(f"the {runtime.title} runtime is compiled into a cache folder, and this user has no home "
                         f"folder; set {CACHE_VARIABLE} to a folder") from None
     library = folder / f"{runtime.kind}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}.so"
-    if not library.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(folder)
+        if not library.is_file():
             with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as temporary:
-                os.replace(_compile(runtime, temporary), library)
-        except OSError as error:
-            raise UserError(f"{folder}: the {runtime.title} runtime cannot be built there ({error.strerror})") from None
+                made = Path(_compile(runtime, temporary))
+                made.chmod(0o700)
+                os.replace(made, library)
+        _check_private(library)
+    except OSError as error:
+        raise UserError(f"{folder}: the {runtime.title} runtime cannot be built there ({error.strerror})") from None
     return library
+
+
+def _check_private(path: Path) -> None:
+    """Raise UserError when somebody else may have written ``path``, whose code is about to run in this process."""
+    if not hasattr(os, "geteuid"):
+        return  # Windows
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        problem = f"belongs to user {found.st_uid}, not to this one ({os.geteuid()})"
+    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        problem = "can be written by other users"
+    else:
+        return
+    raise UserError(f"{path}: {problem}, so the code in it is not run; remove it, or set {CACHE_VARIABLE} to a folder "
+                    "of your own")
 
 
 def _compile(runtime: Runtime, folder: str) -> str:

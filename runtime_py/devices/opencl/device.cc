@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace blockffn::opencl {
 namespace {
@@ -53,21 +54,23 @@ void Device::Open() {
   std::call_once(opened_, [this] {
     cl_int code;
     cl_context_properties properties[] = {CL_CONTEXT_PLATFORM, reinterpret_cast<cl_context_properties>(platform), 0};
-    context_ = clCreateContext(properties, 1, &id, nullptr, nullptr, &code);
+    Object<cl_context> context(clCreateContext(properties, 1, &id, nullptr, nullptr, &code));
     Check(code, "OpenCL: clCreateContext for " + Text(CL_DEVICE_NAME));
-    queue_ = clCreateCommandQueue(context_, id, 0, &code);
+    Object<cl_command_queue> queue(clCreateCommandQueue(context.get(), id, 0, &code));
     Check(code, "OpenCL: clCreateCommandQueue for " + Text(CL_DEVICE_NAME));
+    context_ = std::move(context);
+    queue_ = std::move(queue);
   });
 }
 
 cl_context Device::context() {
   Open();
-  return context_;
+  return context_.get();
 }
 
 cl_command_queue Device::queue() {
   Open();
-  return queue_;
+  return queue_.get();
 }
 
 std::string Device::Text(cl_device_info what) const { return TextOf(clGetDeviceInfo, id, what); }
@@ -86,26 +89,31 @@ cl_mem Device::Allocate(size_t bytes) {
     TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer of " << bytes << " bytes does not fit into the memory of "
                                 << Text(CL_DEVICE_NAME) << " (" << in_use_ << " of " << total << " bytes in use)";
   }
-  cl_mem buffer = nullptr;
+  Object<cl_mem> buffer;
   if (!spare_.Take(bytes, &buffer)) {
     spare_.Shrink(total - in_use_ - bytes);
     cl_int code;
-    buffer = clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code);
-    if (code != CL_SUCCESS && spare_.Shrink(0)) {
-      buffer = clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code);
-    }
+    const auto create = [&] {
+      return Object<cl_mem>(clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code));
+    };
+    buffer = create();
+    if (code != CL_SUCCESS && spare_.Shrink(0)) buffer = create();
     Check(code, "OpenCL: clCreateBuffer of " + std::to_string(bytes) + " bytes");
   }
+  const cl_mem handle = buffer.get();
+  used_.emplace(handle, Used{bytes, std::move(buffer)});
   in_use_ += bytes;
-  return buffer;
+  return handle;
 }
 
 void Device::Free(cl_mem buffer) {
-  size_t bytes = 0;
-  Check(clGetMemObjectInfo(buffer, CL_MEM_SIZE, sizeof bytes, &bytes, nullptr), "OpenCL: clGetMemObjectInfo");
   std::lock_guard<std::mutex> lock(memory_mutex_);
-  in_use_ -= bytes;
-  spare_.Keep(bytes, buffer);
+  const auto found = used_.find(buffer);
+  if (found == used_.end()) TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer is freed that is not in use";
+  Used used = std::move(found->second);
+  used_.erase(found);
+  in_use_ -= used.bytes;
+  spare_.Keep(used.bytes, std::move(used.buffer));
 }
 
 int64_t Device::memory_in_use() {
@@ -113,27 +121,36 @@ int64_t Device::memory_in_use() {
   return in_use_;
 }
 
+int64_t Device::memory_kept() {
+  std::lock_guard<std::mutex> lock(memory_mutex_);
+  return spare_.bytes();
+}
+
 void Device::Write(const void* from, cl_mem to, size_t offset, size_t bytes) {
   if (bytes > kStagedBytes) {
-    Check(clEnqueueWriteBuffer(queue(), to, CL_TRUE, offset, bytes, from, 0, nullptr, nullptr),
-          "OpenCL: clEnqueueWriteBuffer");
+    CheckWaited(clEnqueueWriteBuffer(queue(), to, CL_TRUE, offset, bytes, from, 0, nullptr, nullptr),
+                "OpenCL: clEnqueueWriteBuffer");
     return;
   }
-  Staged staged{nullptr, std::make_unique<char[]>(bytes)};
-  std::memcpy(staged.bytes.get(), from, bytes);
-  Check(clEnqueueWriteBuffer(queue(), to, CL_FALSE, offset, bytes, staged.bytes.get(), 0, nullptr, &staged.done),
-        "OpenCL: clEnqueueWriteBuffer");
+  auto copy = std::make_unique<char[]>(bytes);
+  std::memcpy(copy.get(), from, bytes);
   {
     std::lock_guard<std::mutex> lock(staged_mutex_);
-    staged_.push(std::move(staged));
+    Staged& staged = staged_.emplace_back(Staged{std::move(copy), {}});  // before the driver knows of it
+    cl_event done = nullptr;
+    const cl_int code =
+        clEnqueueWriteBuffer(queue(), to, CL_FALSE, offset, bytes, staged.bytes.get(), 0, nullptr, &done);
+    staged.done = Object<cl_event>(done);
+    if (code != CL_SUCCESS) staged_.pop_back();
+    Check(code, "OpenCL: clEnqueueWriteBuffer");
   }
   Check(clFlush(queue()), "OpenCL: clFlush");
   ReleaseWritten();
 }
 
 void Device::Read(cl_mem from, size_t offset, void* to, size_t bytes) {
-  Check(clEnqueueReadBuffer(queue(), from, CL_TRUE, offset, bytes, to, 0, nullptr, nullptr),
-        "OpenCL: clEnqueueReadBuffer");
+  CheckWaited(clEnqueueReadBuffer(queue(), from, CL_TRUE, offset, bytes, to, 0, nullptr, nullptr),
+              "OpenCL: clEnqueueReadBuffer");
   ReleaseWritten();
 }
 
@@ -143,8 +160,26 @@ void Device::Copy(cl_mem from, size_t from_offset, cl_mem to, size_t to_offset, 
 }
 
 void Device::Finish() {
-  Check(clFinish(queue()), "OpenCL: clFinish");
+  CheckWaited(clFinish(queue()), "OpenCL: clFinish");
   ReleaseWritten();
+}
+
+void Device::Launched(const std::string& kernel) {
+  std::lock_guard<std::mutex> lock(launched_mutex_);
+  launched_[launches_++ % launched_.size()] = kernel;
+}
+
+// `code` is of a call that waited for everything enqueued before. Throws with the kernels among that unless it is
+// CL_SUCCESS.
+void Device::CheckWaited(cl_int code, const std::string& what) {
+  std::lock_guard<std::mutex> lock(launched_mutex_);
+  const size_t count = std::exchange(launches_, 0), shown = std::min(count, launched_.size());
+  if (code == CL_SUCCESS || count == 0) return Check(code, what);
+  std::string names;
+  for (size_t i = count - shown; i < count; ++i) names += " " + launched_[i % launched_.size()];
+  Check(code, what,
+        "; one of the kernels before it may be the cause, the last of " + std::to_string(count) + ":" + names +
+            "; BLOCKFFN_SYNC=1 waits behind every launch and names the one that fails");
 }
 
 // Frees the copies whose writes are done: the queue is in order, so those at the front.
@@ -152,11 +187,11 @@ void Device::ReleaseWritten() {
   std::lock_guard<std::mutex> lock(staged_mutex_);
   while (!staged_.empty()) {
     cl_int status = CL_COMPLETE;
-    Check(clGetEventInfo(staged_.front().done, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status, nullptr),
+    const cl_event done = staged_.front().done.get();
+    Check(clGetEventInfo(done, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status, nullptr),
           "OpenCL: clGetEventInfo");
     if (status > CL_COMPLETE) return;  // waiting or running
-    clReleaseEvent(staged_.front().done);
-    staged_.pop();
+    staged_.pop_front();
     Check(status, "OpenCL: writing a buffer");
   }
 }

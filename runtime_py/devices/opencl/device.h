@@ -3,16 +3,19 @@
 
 #include <CL/cl.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
-#include <queue>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "../shared/spare_buffers.h"
 #include "errors.h"
+#include "objects.h"
 
 namespace blockffn::opencl {
 
@@ -41,12 +44,13 @@ class Device {
   std::string Text(cl_device_info what) const;
   std::string PlatformText(cl_platform_info what) const;
 
-  // Throws when one buffer, or all together, would be larger than the device allows.
+  // Throws when one buffer, or all together, would be larger than the device allows. The device owns the buffer.
   cl_mem Allocate(size_t bytes);
   // Keeps the buffer for the next one of its size: every pass asks for the same. What was enqueued before still uses
   // it, which does no harm, since later commands come later in the queue.
   void Free(cl_mem buffer);
   int64_t memory_in_use();
+  int64_t memory_kept();  // of freed buffers
 
   // Behind everything enqueued before. `Write` has read `from` when it returns, yet waits only for large pieces.
   void Write(const void* from, cl_mem to, size_t offset, size_t bytes);
@@ -54,22 +58,34 @@ class Device {
   void Copy(cl_mem from, size_t from_offset, cl_mem to, size_t to_offset, size_t bytes);
   void Finish();
 
+  // A kernel was enqueued: an error that shows when the host waits for the queue names the last ones.
+  void Launched(const std::string& kernel);
+
  private:
+  struct Used {
+    size_t bytes;
+    Object<cl_mem> buffer;
+  };
   struct Staged {
-    cl_event done;
     std::unique_ptr<char[]> bytes;
+    Object<cl_event> done;
   };
   void Open();
+  void CheckWaited(cl_int code, const std::string& what);
   void ReleaseWritten();
 
   std::once_flag opened_;
-  cl_context context_ = nullptr;
-  cl_command_queue queue_ = nullptr;
+  Object<cl_context> context_;
+  Object<cl_command_queue> queue_;
   std::mutex memory_mutex_;
   size_t in_use_ = 0;
-  SpareBuffers<cl_mem> spare_{clReleaseMemObject};  // the driver waits for commands that use them
+  std::unordered_map<cl_mem, Used> used_;
+  SpareBuffers<Object<cl_mem>> spare_{[](Object<cl_mem>) {}};  // the driver waits for commands that use them
   std::mutex staged_mutex_;
-  std::queue<Staged> staged_;
+  std::deque<Staged> staged_;
+  std::mutex launched_mutex_;
+  std::array<std::string, 8> launched_;  // kernels enqueued since the host last waited, the last ones
+  size_t launches_ = 0;  // how many
 };
 
 }  // namespace blockffn::opencl

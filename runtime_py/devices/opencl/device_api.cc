@@ -119,6 +119,8 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("ffi.Module.load_from_bytes.opencl", [](const ffi::Bytes& bytes) { return LoadModule(bytes); })
       .def("blockffn.opencl.devices", DescribeAll)
       .def("blockffn.opencl.memory_in_use", [](int device) { return Device::Get(device).memory_in_use(); })
+      .def("blockffn.opencl.memory_kept", [](int device) { return Device::Get(device).memory_kept(); })
+      .def("blockffn.opencl.objects", [] { return live_objects.load(); })
       .def("blockffn.opencl.launches", [] { return Counters::Get().launches.load(); })
       .def("blockffn.opencl.compilations", [] { return Counters::Get().compilations.load(); });
 }

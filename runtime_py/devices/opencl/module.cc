@@ -22,10 +22,6 @@ class Kernel {
 
   Kernel(const Kernel&) = delete;
 
-  ~Kernel() {
-    for (auto& [device, kernel] : compiled_) clReleaseKernel(kernel);
-  }
-
   // Enqueues one launch on the thread's device. `values`: the arguments, then one number per launch tag.
   void Launch(ffi::PackedArgs values) {
     const LaunchExtents launch = read_launch_(values);
@@ -43,6 +39,8 @@ class Kernel {
         clEnqueueNDRangeKernel(device.queue(), kernel, 3, nullptr, global, &launch[3], 0, nullptr, nullptr);
     if (code != CL_SUCCESS) Check(code, What("launching"), Limits(device, kernel, launch));
     ++Counters::Get().launches;
+    device.Launched(name_);
+    if (WaitsBehindLaunches()) Check(clFinish(device.queue()), What("running"));
   }
 
  private:
@@ -61,61 +59,59 @@ class Kernel {
   }
 
   cl_kernel On(Device& device) {
-    cl_kernel& kernel = compiled_[&device];
-    if (kernel == nullptr) {
-      cl_program program = Program(device);
+    Object<cl_kernel>& kernel = compiled_[&device];
+    if (!kernel) {
+      const Object<cl_program> program = Program(device);
       cl_int code;
-      cl_kernel made = clCreateKernel(program, name_.c_str(), &code);
-      clReleaseProgram(program);  // the kernel keeps it
+      Object<cl_kernel> made(clCreateKernel(program.get(), name_.c_str(), &code));
       Check(code, What("creating"));
-      kernel = made;
+      kernel = std::move(made);
     }
-    return kernel;
+    return kernel.get();
   }
 
-  cl_program Program(Device& device) {
+  Object<cl_program> Program(Device& device) {
     const std::string key = device.PlatformText(CL_PLATFORM_VERSION) + "\n" + device.Text(CL_DEVICE_NAME) + "\n" +
                             device.Text(CL_DEVICE_VERSION) + "\n" + device.Text(CL_DRIVER_VERSION) + "\n" + source_;
     const auto load = ffi::Function::GetGlobal("blockffn.opencl.load_binary");
     const auto store = ffi::Function::GetGlobal("blockffn.opencl.store_binary");
     if (load) {
       const auto binary = (*load)(ffi::Bytes(key)).cast<ffi::Optional<ffi::Bytes>>();
-      if (cl_program program = binary ? FromBinary(device, *binary) : nullptr) return program;
+      if (binary) {
+        if (Object<cl_program> program = FromBinary(device, *binary)) return program;
+      }
     }
-    cl_program program = FromSource(device);
-    if (store) (*store)(ffi::Bytes(key), Binary(program));
+    Object<cl_program> program = FromSource(device);
+    if (store) (*store)(ffi::Bytes(key), Binary(program.get()));
     return program;
   }
 
-  cl_program FromSource(Device& device) {
+  Object<cl_program> FromSource(Device& device) {
     const char* text = source_.c_str();
     cl_int code;
-    cl_program program = clCreateProgramWithSource(device.context(), 1, &text, nullptr, &code);
+    Object<cl_program> program(clCreateProgramWithSource(device.context(), 1, &text, nullptr, &code));
     Check(code, What("reading the source of"));
-    code = clBuildProgram(program, 1, &device.id, "", nullptr, nullptr);
+    code = clBuildProgram(program.get(), 1, &device.id, "", nullptr, nullptr);
     if (code != CL_SUCCESS) {
       size_t size = 0;
-      clGetProgramBuildInfo(program, device.id, CL_PROGRAM_BUILD_LOG, 0, nullptr, &size);
+      clGetProgramBuildInfo(program.get(), device.id, CL_PROGRAM_BUILD_LOG, 0, nullptr, &size);
       std::string log(size, '\0');
-      clGetProgramBuildInfo(program, device.id, CL_PROGRAM_BUILD_LOG, size, log.data(), nullptr);
-      clReleaseProgram(program);
+      clGetProgramBuildInfo(program.get(), device.id, CL_PROGRAM_BUILD_LOG, size, log.data(), nullptr);
       Check(code, What("compiling") + " for " + device.Text(CL_DEVICE_NAME), std::string("\n") + log.c_str());
     }
     ++Counters::Get().compilations;
     return program;
   }
 
-  // Null when the driver does not take it: it changed without a new version.
-  cl_program FromBinary(Device& device, const ffi::Bytes& binary) {
+  // None when the driver does not take it: it changed without a new version.
+  Object<cl_program> FromBinary(Device& device, const ffi::Bytes& binary) {
     const auto* bytes = reinterpret_cast<const unsigned char*>(binary.data());
     const size_t size = binary.size();
     cl_int code, status;
-    cl_program program = clCreateProgramWithBinary(device.context(), 1, &device.id, &size, &bytes, &status, &code);
-    if (code == CL_SUCCESS && clBuildProgram(program, 1, &device.id, "", nullptr, nullptr) == CL_SUCCESS) {
-      return program;
-    }
-    if (program != nullptr) clReleaseProgram(program);
-    return nullptr;
+    Object<cl_program> program(
+        clCreateProgramWithBinary(device.context(), 1, &device.id, &size, &bytes, &status, &code));
+    if (code == CL_SUCCESS) code = clBuildProgram(program.get(), 1, &device.id, "", nullptr, nullptr);
+    return code == CL_SUCCESS ? std::move(program) : Object<cl_program>();
   }
 
   ffi::Bytes Binary(cl_program program) {
@@ -135,8 +131,9 @@ class Kernel {
     cl_ulong local = 0;
     clGetKernelWorkGroupInfo(kernel, device.id, CL_KERNEL_WORK_GROUP_SIZE, sizeof group, &group, nullptr);
     clGetKernelWorkGroupInfo(kernel, device.id, CL_KERNEL_LOCAL_MEM_SIZE, sizeof local, &local, nullptr);
-    return "; " + LaunchReader::Triple(launch, 0) + " work-groups of " + LaunchReader::Triple(launch, 3) + " work-items (" + device.Text(CL_DEVICE_NAME) +
-           " runs up to " + std::to_string(group) + " of this kernel), " + std::to_string(local) +
+    return "; " + LaunchReader::Triple(launch, 0) + " work-groups of " + LaunchReader::Triple(launch, 3) +
+           " work-items (" + device.Text(CL_DEVICE_NAME) + " runs up to " + std::to_string(group) +
+           " of this kernel), " + std::to_string(local) +
            " bytes of local memory (of " + std::to_string(device.Info<cl_ulong>(CL_DEVICE_LOCAL_MEM_SIZE)) + ")";
   }
 
@@ -144,7 +141,7 @@ class Kernel {
   const std::vector<DLDataType> arguments_;
   const LaunchReader read_launch_;
   std::mutex mutex_;
-  std::map<Device*, cl_kernel> compiled_;
+  std::map<Device*, Object<cl_kernel>> compiled_;
 };
 
 class OpenCLModule final : public ffi::ModuleObj {

@@ -45,6 +45,8 @@ class SpareBuffers {
     return spare_.size() < before;
   }
 
+  size_t bytes() const { return bytes_; }
+
  private:
   std::function<void(Buffer)> release_;
   std::deque<std::pair<size_t, Buffer>> spare_;  // freed last: at the end

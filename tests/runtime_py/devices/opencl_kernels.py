@@ -1,39 +1,16 @@
-"""Small kernels for tests of the OpenCL runtime: compiled by TVM, or bytes as TVM stores them, made by hand."""
+"""A small kernel for tests of the OpenCL runtime: bytes as TVM stores them, made by hand, without its compiler."""
 
 import struct
 from ctypes import c_void_p
 
-import tvm
-from tvm.script import tirx as T
-
 from runtime_py.tvm_runtime import load_runtime
 
-TARGET = {"kind": "opencl", "max_num_threads": 256}
 FLOAT32, INT32, POINTER = (2, 32, 1), (0, 32, 1), (3, 64, 1)  # DLDataType: code, bits, lanes
 ADD = """__kernel void add(__global float* x, float value, int n) {
   int i = get_global_id(0);
   if (i < n) x[i] += value;
 }
 """
-
-
-@T.prim_func(s_tir=True)
-def scale(x: T.handle, factor: T.float32, y: T.handle):
-    """y = factor * x, n values."""
-    n = T.int32()
-    source = T.match_buffer(x, (n,), "float32")
-    result = T.match_buffer(y, (n,), "float32")
-    for block in T.thread_binding((n + 63) // 64, thread="blockIdx.x"):
-        for lane in T.thread_binding(64, thread="threadIdx.x"):
-            if block * 64 + lane < n:
-                result[block * 64 + lane] = source[block * 64 + lane] * factor
-
-
-def compile_scale(path):
-    """A library with function ``main``: the one above. TVM's compiler needs no driver."""
-    target = tvm.target.Target(TARGET, host={"kind": "llvm"})
-    tvm.compile(tvm.IRModule({"main": scale.with_attr("global_symbol", "main")}), target).export_library(str(path))
-    return path
 
 
 def module_bytes(name, source, arguments, tags=("blockIdx.x", "threadIdx.x")):

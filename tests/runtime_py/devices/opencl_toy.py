@@ -9,7 +9,7 @@ import json
 import numpy as np
 import tvm
 import tvm.relax.frontend.nn as nn
-from opencl_kernels import TARGET
+from opencl_scale import TARGET
 from toy import CHUNK, MODEL, WINDOW, write_artifact
 from tvm import relax
 from tvm.relax.frontend.nn import op, spec

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from opencl_kernels import counter
 from opencl_toy import SLOTS, VOCAB, WIDTH, expected_logits, write_opencl_artifact
+from process_memory import growth
 
 from blockffn_mlc.errors import UserError
 from runtime_py import Engine
@@ -138,19 +138,18 @@ def test_sessions_do_not_disturb_each_other(on_device, greedy):
 
 
 def test_nothing_leaks_over_loads_of_an_artifact(toy, device):
-    def resident_kib():
-        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-    def load(times):
+    def load(times=100):
         for _ in range(times):
             generated(Engine.load(toy[0], device=device.name), max_tokens=2, draft="none")
+
+    def held():
         gc.collect()
+        return counter("objects"), counter("memory_in_use", device.index)
 
     load(10)
-    in_use, resident = counter("memory_in_use", device.index), resident_kib()
-    load(100)
-    assert counter("memory_in_use", device.index) == in_use
-    assert resident_kib() - resident < 4 << 10  # modules that are never freed take 7 MB
+    before, grown = held(), growth(load)
+    assert held() == before
+    assert grown.allocated < 512 << 10 and grown.resident < 4 << 20  # modules that are never freed take 7 MB
 
 
 def test_logits_that_are_not_finite_are_refused(toy, device, tmp_path):

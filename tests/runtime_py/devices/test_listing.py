@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from opencl_kernels import compile_scale
+from opencl_scale import compile_scale
 
 from blockffn_mlc.errors import UserError
 from runtime_py.cli import main

@@ -1,6 +1,8 @@
 """Compiling the OpenCL runtime: once, and with a sentence about what is missing."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -58,16 +60,21 @@ def test_other_complaints_are_kept_for_reading(device, compiler, cache):
     assert [path.name for path in (cache / "native").iterdir()] == ["opencl-build.log"]
 
 
-def test_it_is_compiled_once_for_a_source_and_a_tvm(device, cache, monkeypatch):
+@pytest.fixture
+def compiled(monkeypatch):
+    """What was compiled, by a compiler that makes an empty library."""
     compiled = []
 
     def compile(runtime, folder):
         compiled.append(runtime)
-        path = f"{folder}/made.so"
-        with open(path, "w") as file:
-            file.write("library")
-        return path
+        path = Path(folder) / "made.so"
+        path.write_text("library")
+        return str(path)
     monkeypatch.setattr(native, "_compile", compile)
+    return compiled
+
+
+def test_it_is_compiled_once_for_a_source_and_a_tvm(compiled, cache, monkeypatch):
     first = native._built(OPENCL)
     assert native._built(OPENCL) == first and len(compiled) == 1 and first.read_text() == "library"
     assert list((cache / "native").iterdir()) == [first]
@@ -75,6 +82,25 @@ def test_it_is_compiled_once_for_a_source_and_a_tvm(device, cache, monkeypatch):
     assert names >= {"device.cc", "device_api.cc", "module.cc", "launch.h", "module_bytes.h", "spare_buffers.h"}
     monkeypatch.setattr(native, "installed_version", lambda: "another")
     assert native._built(OPENCL) != first and len(compiled) == 2
+
+
+def test_only_the_users_own_library_is_loaded(compiled, cache, monkeypatch):
+    before = os.umask(0)  # everything that is made could be written by anybody
+    try:
+        library = native._built(OPENCL)
+    finally:
+        os.umask(before)
+    for path in (library.parent, library):
+        for others in (0o020, 0o002):
+            path.chmod(0o700 | others)
+            with pytest.raises(UserError, match=f"{path}: can be written by other users, so .* remove it, or set BLOCK"):
+                native._built(OPENCL)
+        path.chmod(0o755)
+        assert native._built(OPENCL) == library
+    monkeypatch.setattr(os, "geteuid", lambda owner=os.geteuid(): owner + 1)
+    with pytest.raises(UserError, match=rf"{library.parent}: belongs to user \d+, not to this one \(\d+\), so the code"):
+        native._built(OPENCL)
+    assert len(compiled) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(monkeypatch, tmp_path):
