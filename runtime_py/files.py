@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,16 @@ def cache_folder() -> Path:
         return Path(os.environ[CACHE_VARIABLE])
     base = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "blockffn-mlc"
+
+
+def not_private(path: Path) -> str | None:
+    """How somebody else may have written ``path``, as words behind its name; None where only this user can have."""
+    if not hasattr(os, "geteuid"):
+        return None  # Windows
+    found = path.stat()
+    if found.st_uid != os.geteuid():
+        return f"belongs to user {found.st_uid}, not to this one ({os.geteuid()})"
+    return "can be written by other users" if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) else None
 
 
 @contextmanager

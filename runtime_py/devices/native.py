@@ -6,7 +6,6 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from blockffn_mlc.errors import UserError
 
-from ..files import CACHE_VARIABLE, cache_folder
+from ..files import CACHE_VARIABLE, cache_folder, not_private
 from ..tvm_runtime import installed_version, load_runtime, runtime_library
 from .program_cache import ProgramCache
 
@@ -89,17 +88,9 @@ def _built(runtime: Runtime) -> Path:
 
 def _check_private(path: Path) -> None:
     """Raise UserError when somebody else may have written ``path``, whose code is about to run in this process."""
-    if not hasattr(os, "geteuid"):
-        return  # Windows
-    found = path.stat()
-    if found.st_uid != os.geteuid():
-        problem = f"belongs to user {found.st_uid}, not to this one ({os.geteuid()})"
-    elif found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        problem = "can be written by other users"
-    else:
-        return
-    raise UserError(f"{path}: {problem}, so the code in it is not run; remove it, or set {CACHE_VARIABLE} to a folder "
-                    "of your own")
+    if problem := not_private(path):
+        raise UserError(f"{path}: {problem}, so the code in it is not run; remove it, or set {CACHE_VARIABLE} to a "
+                        "folder of your own")
 
 
 def _compile(runtime: Runtime, folder: str) -> str:

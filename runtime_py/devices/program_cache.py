@@ -9,7 +9,7 @@ from types import ModuleType
 
 from blockffn_mlc.errors import UserError
 
-from ..files import cache_folder, replacing
+from ..files import cache_folder, not_private, replacing
 
 _DIGEST_BYTES = 32
 
@@ -26,9 +26,12 @@ class ProgramCache:
         tvm_ffi.register_global_func(f"blockffn.{self._kind}.store_binary", self.store, override=True)
 
     def load(self, key: bytes) -> bytes | None:
-        """The binary stored for ``key``; None when there is none, or it is damaged."""
+        """The binary stored for ``key``; None when there is none, it is damaged, or others may write where it is."""
         try:
-            entry = self.path(key).read_bytes()
+            path = self.path(key)
+            if not_private(path.parent):
+                return None
+            entry = path.read_bytes()
         except (OSError, RuntimeError):  # none, or a user without a home
             return None
         digest, binary = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
@@ -38,7 +41,7 @@ class ProgramCache:
         """Keep ``binary`` for ``key``. A folder that cannot be written costs the next process a compilation."""
         with suppress(OSError, RuntimeError, UserError):
             path = self.path(key)
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_bytes(hashlib.sha256(binary).digest() + binary)
 

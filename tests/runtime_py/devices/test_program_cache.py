@@ -56,6 +56,14 @@ def test_a_binary_that_the_driver_refuses_is_made_again(compilations, folder, mo
     assert ADD.encode() in keys[0] and len(keys[0].split(b"\n")) > 5  # platform, device, version, driver, source
 
 
+def test_what_others_may_have_written_is_not_used(compilations, folder):
+    compilations()
+    folder.chmod(0o777)
+    assert [compilations(), compilations()] == [1, 1]
+    folder.chmod(0o755)
+    assert compilations() == 0
+
+
 def test_a_folder_that_cannot_be_written_costs_a_compilation(compilations, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "file"))
