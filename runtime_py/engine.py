@@ -61,7 +61,7 @@ class Engine:
     def load(cls, path: str | Path, threads: int | None = None, *, mmap: bool = False, pin: bool = False,
              device: str | None = None) -> Engine:
         """Open and check an artifact folder. ``threads`` None: one per physical core; the first engine of a
-        process fixes the number. ``device``: "cpu", "opencl" or "opencl:N"; None: what the artifact was built for.
+        process fixes the number. ``device``: as ``find_device`` takes it; None: what the artifact was built for.
         ``mmap``: use the weights' files in place instead of reading them; other devices get a copy either way.
         ``pin``: bind this thread, which must be the one that generates, and the kernels' others to a core each.
         Raises UserError for whatever is wrong with the folder or the device."""

@@ -59,6 +59,7 @@ class Library:
         params = required(self.metadata, "params", list, artifact.library)
         weights = check_weights(artifact.weights, params, artifact.path)
         _check_device(artifact, device, max((weight.nbytes for weight in weights), default=0))
+        self._check_kernels()
         self._params = self._ffi.convert([device.tensor(weight) for weight in weights])
         # The inputs of ``step``, kept and written in place: making five tensors per token is slow.
         self._step = device.inputs(((1,), (1,), (1,), (1, 2), (1,)))
@@ -81,6 +82,17 @@ class Library:
             except AttributeError:
                 continue
         raise UserError(f"{self._artifact.library}: has no kernel {name!r}; rebuild the artifact with build.py")
+
+    def _check_kernels(self) -> None:
+        """Let the kernels of runtimes that can tell say what they need and the device lacks."""
+        for module in self._kernels:
+            try:
+                module["check_device"](self._device.index)
+            except AttributeError:
+                continue
+            except RuntimeError as error:
+                raise UserError(f"{self._artifact.path}: device {self._device.name!r}: {_first_line(error)}; rebuild "
+                                "with another --target or --quantization, or choose another --device") from None
 
     def new_caches(self) -> Any:
         """Zeroed cache tensors, one per layer, opaque to the caller."""

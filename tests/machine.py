@@ -36,3 +36,11 @@ def opencl_device(half: bool = False) -> Device:
     if half and not fitting:
         pytest.skip("no OpenCL device here computes with float16; tools/intel_opencl.py fetches a driver that does")
     return find_device((fitting or found)[0]["device"])
+
+
+def vulkan_device() -> Device:
+    """The first Vulkan device. Skips where there is none."""
+    found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
+    if "unavailable" in found:
+        pytest.skip(found["unavailable"])
+    return find_device(found["device"])

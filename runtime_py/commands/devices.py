@@ -9,12 +9,14 @@ from ..devices import list_devices
 from .common import print_json
 
 _MIB = 1 << 20
+_FEATURES = (("storage_16bit", "16-bit storage"), ("storage_8bit", "8-bit storage"), ("int8", "8-bit arithmetic"),
+             ("int16", "16-bit arithmetic"), ("int64", "64-bit integers"), ("staging", "staged copies"))
 
 
 def add_parser(subparsers: Any) -> None:
     summary = "list the devices that --device can name"
     parser = subparsers.add_parser("devices", help=summary, description=f"{summary.capitalize()}, and why others "
-                                   "cannot be used. Looking for OpenCL the first time compiles its runtime.")
+                                   "cannot be used. Looking for OpenCL or Vulkan the first time compiles its runtime.")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     parser.set_defaults(run=run)
 
@@ -31,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _details(device: dict[str, Any]) -> list[str]:
-    """What is known beyond the name, in two lines at most."""
+    """What is known beyond the name, in three lines at most."""
     kind = [device[field] for field in ("type", "platform") if device.get(field)]
     kind += [f"driver {device['driver']}"] if "driver" in device else []
     kind += [f"{device['compute_units']} compute units"] if "compute_units" in device else []
@@ -41,4 +43,5 @@ def _details(device: dict[str, Any]) -> list[str]:
         sizes += [(f"{device['local_memory_bytes'] // 1024} KiB", "local memory"),
                   (f"{device['max_work_group_size']}", "work-items in a group"),
                   ("with" if device["fp16"] else "without", "fp16")]
-    return [", ".join(line) for line in (kind, [" ".join(size) for size in sizes]) if line]
+    features = [text for field, text in _FEATURES if device.get(field)]
+    return [", ".join(line) for line in (kind, [" ".join(size) for size in sizes], features) if line]

@@ -18,7 +18,7 @@ from ..weights import ALIGNMENT
 from .logits import Logits
 from .native import RUNTIMES, load_native
 
-_KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl"}  # by the family's name
+_KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl", "vulkan": "vulkan"}  # by the family's name
 _EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
 
 
@@ -31,15 +31,17 @@ def load(kind: str) -> None:
 
 
 def find_device(name: str) -> Device:
-    """The device for "cpu", "opencl" or "opencl:N". Raises UserError for others and where there is none."""
-    match = re.fullmatch(r"cpu|opencl(?::(\d+))?", name)
-    if match is None:
-        raise UserError(f"device {name!r}: expected cpu, opencl or opencl:N; "
-                        "'python -m runtime_py devices' lists what is here")
+    """The device for "cpu", "opencl", "opencl:N", "vulkan" or "vulkan:N". Raises UserError for others and where there
+    is none."""
+    match = re.fullmatch(rf"({'|'.join(RUNTIMES)})(?::(\d+))?", name)
     if name == "cpu":
         return Cpu()
-    load("opencl")
-    device = Accelerator("opencl", int(match[1] or 0))
+    if match is None:
+        expected = ", ".join(f"{kind}, {kind}:N" for kind in RUNTIMES)
+        raise UserError(f"device {name!r}: expected cpu, {expected}; "
+                        "'python -m runtime_py devices' lists what is here")
+    load(match[1])
+    device = Accelerator(match[1], int(match[2] or 0))
     if not device.exists:
         raise UserError(f"device {name!r}: there is none here; 'python -m runtime_py devices' lists what is")
     return device
@@ -62,8 +64,8 @@ class Inputs:
 
 
 class Device(ABC):
-    """``kind`` is "cpu" or "opencl", ``index`` counts devices of that kind. ``copies``: tensors are copies of arrays,
-    in memory of the device's own."""
+    """``kind`` is "cpu" or a key of RUNTIMES, ``index`` counts devices of that kind. ``copies``: tensors are copies of
+    arrays, in memory of the device's own."""
 
     copies: bool
 
@@ -196,6 +198,9 @@ class Accelerator(Device):
     def inputs(self, shapes: tuple[tuple[int, ...], ...], dtype: str = "int32") -> Inputs:
         return _Sent([np.zeros(shape, dtype) for shape in shapes],
                      [self._empty(shape, dtype) for shape in shapes], self._send)
+
+    def _attribute(self, kind: int) -> Any:
+        return self._try(super()._attribute, kind)
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self._try(self._allocate, self._tvm.Shape(shape), self._tvm.dtype(dtype), self._device, None)

@@ -9,15 +9,16 @@ from blockffn_mlc.errors import UserError
 
 from ..tvm_runtime import load_runtime, physical_cores
 from .device import Accelerator, Cpu, load
+from .native import RUNTIMES
 
-_NO_DRIVER = ("no OpenCL driver has a device here; install the graphics card's, or for the processor PoCL "
-              "(apt install pocl-opencl-icd)")
+_DRIVERS = {"opencl": "PoCL (apt install pocl-opencl-icd)",
+            "vulkan": "lavapipe (apt install mesa-vulkan-drivers)"}  # for processors
 
 
 def list_devices() -> list[dict[str, Any]]:
     """One entry per device: field ``device`` is its name for ``--device``, ``name`` its own, sizes are in bytes. A kind
     without devices has an entry with the reason in field ``unavailable``."""
-    return [_cpu(), *_opencl()]
+    return [_cpu(), *(entry for kind in RUNTIMES for entry in _devices(kind))]
 
 
 def device_facts(name: str) -> dict[str, Any]:
@@ -31,21 +32,22 @@ def _cpu() -> dict[str, Any]:
             "memory_bytes": memory}
 
 
-def _opencl() -> list[dict[str, Any]]:
+def _devices(kind: str) -> list[dict[str, Any]]:
     try:
-        load("opencl")
-    except UserError as error:
-        return [{"device": "opencl", "unavailable": str(error)}]
-    describe = load_runtime().get_global_func("blockffn.opencl.devices", allow_missing=True)
-    found = [dict(facts) for facts in describe()] if describe is not None else _from_tvm()
+        load(kind)
+        describe = load_runtime().get_global_func(f"blockffn.{kind}.devices", allow_missing=True)
+        found = [dict(facts) for facts in describe()] if describe is not None else _from_tvm(kind)
+    except (UserError, RuntimeError) as error:
+        return [{"device": kind, "unavailable": str(error)}]
     if not found:
-        return [{"device": "opencl", "unavailable": _NO_DRIVER}]
-    return [{"device": f"opencl:{index}", **facts} for index, facts in enumerate(found)]
+        return [{"device": kind, "unavailable": f"no {RUNTIMES[kind].title} driver has a device here; install the "
+                                                f"graphics card's, or for the processor {_DRIVERS[kind]}"}]
+    return [{"device": f"{kind}:{index}", **facts} for index, facts in enumerate(found)]
 
 
-def _from_tvm() -> list[dict[str, Any]]:
-    """The little that an OpenCL runtime of TVM's own tells."""
+def _from_tvm(kind: str) -> list[dict[str, Any]]:
+    """The little that a runtime of TVM's own tells."""
     found = []
-    while (device := Accelerator("opencl", len(found))).exists:
+    while (device := Accelerator(kind, len(found))).exists:
         found.append({"name": device.product})
     return found

@@ -44,6 +44,9 @@ RUNTIMES = {runtime.kind: runtime for runtime in (
     Runtime("opencl", "OpenCL", ("-O2", "-DCL_TARGET_OPENCL_VERSION=120"), "-lOpenCL",
             {"CL/cl.h": "OpenCL's headers (CL/cl.h)", "lOpenCL": "the OpenCL loader (libOpenCL)"},
             "opencl-headers ocl-icd-opencl-dev"),
+    Runtime("vulkan", "Vulkan", ("-O2",), "-lvulkan",
+            {"vulkan/vulkan.h": "Vulkan's headers (vulkan/vulkan.h)", "lvulkan": "the Vulkan loader (libvulkan)"},
+            "libvulkan-dev"),
 )}
 _COMPLAINTS = {"tvm/runtime/device_api.h": "TVM's headers"}
 

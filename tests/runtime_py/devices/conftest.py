@@ -1,10 +1,16 @@
-"""A device to test on, where there is one."""
+"""Devices to test on, where there are some."""
 
 import pytest
-from machine import opencl_device
+from machine import opencl_device, vulkan_device
 
 
 @pytest.fixture(scope="session")
 def device(request):
-    """The device for what is computed in float32; with parameter True the one for float16."""
+    """The OpenCL device for what is computed in float32; with parameter True the one for float16."""
     return opencl_device(half=getattr(request, "param", False))
+
+
+@pytest.fixture(scope="session")
+def vulkan():
+    """The first Vulkan device."""
+    return vulkan_device()

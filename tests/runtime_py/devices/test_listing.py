@@ -29,7 +29,8 @@ def test_facts_of_opencl_devices(device, capsys):
     assert main(["devices", "--json"]) == 0
     entries = json.loads(capsys.readouterr().out)["devices"]
     assert entries == list_devices()
-    assert [entry["device"] for entry in entries[1:]] == [f"opencl:{index}" for index in range(len(entries) - 1)]
+    names = [entry["device"] for entry in entries if entry["device"].startswith("opencl")]
+    assert names == [f"opencl:{index}" for index in range(len(names))]
     found = entries[1 + device.index]
     assert found["device"] == device.name and found["name"] == device.product
     assert found["type"] in ("GPU", "CPU", "accelerator") and isinstance(found["fp16"], bool)
@@ -41,6 +42,25 @@ def test_facts_of_opencl_devices(device, capsys):
     assert re.search(rf"^{device.name} +{re.escape(found['name'])}$", shown, re.M)
     assert f"{found['max_allocation_bytes'] >> 20} MiB in one buffer" in shown
     assert f"{found['max_work_group_size']} work-items in a group" in shown and "fp16" in shown
+
+
+def test_facts_of_vulkan_devices(vulkan, capsys):
+    assert main(["devices", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)["devices"]
+    found = next(entry for entry in entries if entry["device"] == "vulkan:0")
+    assert found["name"] == vulkan.product and found["driver"] and re.match(r"Vulkan 1\.\d+\.\d+$", found["version"])
+    order = ["discrete GPU", "integrated GPU", "virtual GPU", "CPU", "other"]
+    types = [entry["type"] for entry in entries if entry["device"].startswith("vulkan")]
+    assert types == sorted(types, key=order.index)
+    assert found["memory_bytes"] >= found["max_allocation_bytes"] >= 1 << 27  # Vulkan's minimum
+    assert found["local_memory_bytes"] >= 1 << 14 and found["max_work_group_size"] >= 128
+    assert found["push_constant_bytes"] >= 128
+    features = ("fp16", "storage_16bit", "storage_8bit", "int8", "int16", "int64", "staging")
+    assert all(isinstance(found[feature], bool) for feature in features)
+    assert main(["devices"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(rf"^vulkan:0 +{re.escape(found['name'])}$", shown, re.M) and found["driver"] in shown
+    assert ("8-bit storage" in shown) == found["storage_8bit"]
 
 
 def test_reasons_why_there_is_none(monkeypatch, capsys):
@@ -65,7 +85,7 @@ def test_an_opencl_runtime_of_tvms_own_is_asked_what_it_knows(monkeypatch):
     monkeypatch.setattr(f"{MODULE}.load", lambda kind: None)
     monkeypatch.setattr(load_runtime(), "get_global_func", lambda *_, **__: None)
     monkeypatch.setattr(listing, "Accelerator", Found)
-    assert list_devices()[1:] == [{"device": f"opencl:{index}", "name": f"device {index}"} for index in range(2)]
+    assert list_devices()[1:3] == [{"device": f"opencl:{index}", "name": f"device {index}"} for index in range(2)]
 
 
 TWO_DEVICES = """
@@ -76,7 +96,7 @@ from runtime_py.tvm_runtime import load_runtime
 
 ffi = load_runtime()
 devices = [find_device(entry["device"]) for entry in list_devices()[1:]
-           if entry["platform"] == "Portable Computing Language"]
+           if entry.get("platform") == "Portable Computing Language"]
 assert len(devices) == 2 and devices[0].index + 1 == devices[1].index, devices
 main = ffi.load_module(sys.argv[1])["main"]
 counter = ffi.get_global_func("blockffn.opencl.memory_in_use")

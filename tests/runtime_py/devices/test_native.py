@@ -10,7 +10,7 @@ from blockffn_mlc.errors import UserError
 from runtime_py.devices import load, native
 from runtime_py.tvm_runtime import load_runtime
 
-OPENCL = native.RUNTIMES["opencl"]
+OPENCL, VULKAN = native.RUNTIMES["opencl"], native.RUNTIMES["vulkan"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +39,18 @@ def test_missing_tools_are_named(monkeypatch, tool, words):
         native._built(OPENCL)
 
 
-@pytest.mark.parametrize(("said", "words"), [
-    ("opencl/errors.h:4:10: fatal error: CL/cl.h: No such file or directory", r"headers \(CL/cl.h\) is missing"),
-    ("opencl/errors.h:4:10: fatal error: CL/cl.h file not found", "opencl-headers"),
-    ("/usr/bin/ld: cannot find -lOpenCL: No such file or directory", r"loader \(libOpenCL\) is missing; .*ocl-icd"),
-    ("ld.lld: error: unable to find library -lOpenCL", r"loader \(libOpenCL\) is missing"),
-    ("device_api.cc:6:10: fatal error: tvm/runtime/device_api.h: No such file", "TVM.s headers is missing")])
-def test_missing_headers_and_libraries_are_named(device, compiler, said, words):
+@pytest.mark.parametrize(("runtime", "said", "words"), [
+    (OPENCL, "opencl/errors.h:4:10: fatal error: CL/cl.h: No such file", r"headers \(CL/cl.h\) is missing"),
+    (OPENCL, "opencl/errors.h:4:10: fatal error: CL/cl.h file not found", "opencl-headers"),
+    (OPENCL, "/usr/bin/ld: cannot find -lOpenCL: No such file", r"loader \(libOpenCL\) is missing; .*ocl-icd"),
+    (OPENCL, "ld.lld: error: unable to find library -lOpenCL", r"loader \(libOpenCL\) is missing"),
+    (OPENCL, "device_api.cc:6:10: fatal error: tvm/runtime/device_api.h: No such file", "TVM.s headers is missing"),
+    (VULKAN, "instance.h:4:10: fatal error: vulkan/vulkan.h: No such file", r"headers \(vulkan/vulkan.h\) is missing;"),
+    (VULKAN, "/usr/bin/ld: cannot find -lvulkan: No such file", "missing; install .* ninja-build libvulkan-dev$")])
+def test_missing_headers_and_libraries_are_named(device, compiler, runtime, said, words):
     compiler(said)
     with pytest.raises(UserError, match=words) as caught:
-        native._built(OPENCL)
+        native._built(runtime)
     assert "\n" not in str(caught.value)
 
 
@@ -119,7 +121,8 @@ def test_a_user_without_a_home_is_told_what_to_set(monkeypatch):
         native._built(OPENCL)
 
 
-def test_a_runtime_that_tvm_has_is_not_replaced(monkeypatch):
+@pytest.mark.parametrize("kind", native.RUNTIMES)
+def test_a_runtime_that_tvm_has_is_not_replaced(monkeypatch, kind):
     monkeypatch.setattr(native, "_built", lambda: pytest.fail("compiled without need"))
     monkeypatch.setattr(load_runtime(), "get_global_func", lambda *_, **__: print)
-    load("opencl")
+    load(kind)

@@ -1,0 +1,254 @@
+#include "device.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "instance.h"
+
+namespace blockffn::vulkan {
+namespace {
+
+constexpr VkBufferUsageFlags kCopied = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT;
+constexpr VkMemoryPropertyFlags kMapped = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+
+std::vector<std::unique_ptr<Device>>* FindDevices() {
+  auto* found = new std::vector<std::unique_ptr<Device>>;
+  for (VkPhysicalDevice device : Instance::Get().PhysicalDevices()) found->push_back(std::make_unique<Device>(device));
+  return found;
+}
+
+}  // namespace
+
+const std::vector<std::unique_ptr<Device>>& Device::All() {
+  static const auto* devices = FindDevices();
+  return *devices;
+}
+
+Device& Device::Get(int index) {
+  if (index < 0 || static_cast<size_t>(index) >= All().size()) {
+    TVM_FFI_THROW(RuntimeError) << "Vulkan: there is no device " << index << ", found " << All().size();
+  }
+  return *All()[index];
+}
+
+Device::Device(VkPhysicalDevice physical)
+    : physical(physical), features(physical), spare_([this](std::unique_ptr<Buffer> buffer) {
+        Settle(buffer->last_batch);
+      }) {
+  VkPhysicalDeviceMaintenance3Properties sizes{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+  VkPhysicalDeviceDriverProperties driver{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
+  VkPhysicalDeviceProperties2 all{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, &sizes, {}};
+  if (HasExtension(physical, VK_KHR_DRIVER_PROPERTIES_EXTENSION_NAME)) sizes.pNext = &driver;
+  vkGetPhysicalDeviceProperties2(physical, &all);
+  properties = all.properties;
+  driver_ = sizes.pNext == nullptr ? std::to_string(properties.driverVersion)
+                                   : std::string(driver.driverName) + " " + driver.driverInfo;
+  largest_buffer_ = std::min<size_t>(properties.limits.maxStorageBufferRange, sizes.maxMemoryAllocationSize);
+  vkGetPhysicalDeviceMemoryProperties(physical, &memory_);
+  ChooseMemory();
+}
+
+// Kernels' memory is that of the largest heap of the device's own: mapped where the host sees this heap, which is so
+// on unified memory. Other memory is reached through staging memory, which the host should read through its caches.
+void Device::ChooseMemory() {
+  const auto has = [this](uint32_t type, VkMemoryPropertyFlags flags) {
+    return (memory_.memoryTypes[type].propertyFlags & flags) == flags;
+  };
+  const auto first = [&](VkMemoryPropertyFlags flags, const auto& also, uint32_t otherwise) {
+    for (uint32_t type = 0; type < memory_.memoryTypeCount; ++type) {
+      if (has(type, flags) && also(type)) return type;
+    }
+    return otherwise;
+  };
+  const auto any = [](uint32_t) { return true; };
+  const auto in_heap = [this](uint32_t type) { return memory_.memoryTypes[type].heapIndex == heap_; };
+  for (uint32_t heap = 0; heap < memory_.memoryHeapCount; ++heap) {
+    const auto own = [this](uint32_t of) {
+      return (memory_.memoryHeaps[of].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0;
+    };
+    if (own(heap) && (!own(heap_) || memory_.memoryHeaps[heap].size > memory_.memoryHeaps[heap_].size)) heap_ = heap;
+  }
+  const uint32_t none = memory_.memoryTypeCount;
+  type_ = IsSet("BLOCKFFN_VULKAN_STAGING") ? none : first(VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | kMapped, in_heap, none);
+  mapped_ = type_ != none;
+  cached_ = mapped_ && has(type_, VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
+  if (!mapped_) type_ = first(VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, in_heap, 0);
+  staging_type_ = first(kMapped | VK_MEMORY_PROPERTY_HOST_CACHED_BIT, any, first(kMapped, any, 0));
+}
+
+void Device::Open() {
+  std::call_once(opened_, [this] {
+    const float priority = 1;
+    const auto family = static_cast<uint32_t>(ComputeFamily(physical));
+    VkDeviceQueueCreateInfo queue{VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO};
+    queue.queueFamilyIndex = family;
+    queue.queueCount = 1;
+    queue.pQueuePriorities = &priority;
+    VkDeviceCreateInfo info{VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO, features.chain()};
+    info.queueCreateInfoCount = 1;
+    info.pQueueCreateInfos = &queue;
+    info.enabledExtensionCount = features.extensions().size();
+    info.ppEnabledExtensionNames = features.extensions().data();
+    Check(vkCreateDevice(physical, &info, nullptr, &device_), "Vulkan: vkCreateDevice for " + name());
+    stream_ = std::make_unique<Stream>(device_, family, [this] {
+      return MakeBuffer(Stream::kStagingBytes, kCopied | VK_BUFFER_USAGE_UNIFORM_BUFFER_BIT, staging_type_, true);
+    });
+  });
+}
+
+VkDevice Device::handle() {
+  Open();
+  return device_;
+}
+
+Stream& Device::stream() {
+  Open();
+  return *stream_;
+}
+
+void Device::Settle(uint64_t batch) noexcept {
+  try {
+    stream().Wait(batch);
+  } catch (const std::exception&) {  // who waits for results is told
+  }
+}
+
+std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usage, uint32_t type, bool mapped) {
+  const std::string what = "Vulkan: making a buffer of " + std::to_string(bytes) + " bytes";
+  VkBufferCreateInfo info{VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO};
+  info.size = (bytes + 15) / 16 * 16;  // kernels may read narrow types in wider pieces
+  info.usage = usage;
+  OwnedBuffer buffer = Make<OwnedBuffer>(vkCreateBuffer, device_, info, what);
+  VkMemoryRequirements needs;
+  vkGetBufferMemoryRequirements(device_, buffer.get(), &needs);
+  if ((needs.memoryTypeBits >> type & 1) == 0) {
+    TVM_FFI_THROW(RuntimeError) << what << " failed: " << name() << " does not allow it in memory of type " << type;
+  }
+  VkMemoryAllocateInfo allocation{VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO};
+  allocation.allocationSize = needs.size;
+  allocation.memoryTypeIndex = type;
+  OwnedMemory memory = Make<OwnedMemory>(vkAllocateMemory, device_, allocation, what);
+  Check(vkBindBufferMemory(device_, buffer.get(), memory.get(), 0), what);
+  void* host = nullptr;
+  if (mapped) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
+  return std::unique_ptr<Buffer>(new Buffer{bytes, std::move(memory), std::move(buffer), static_cast<char*>(host)});
+}
+
+Buffer* Device::Allocate(size_t bytes) {
+  bytes = std::max<size_t>(bytes, 1);
+  if (bytes > largest_buffer_) {
+    TVM_FFI_THROW(RuntimeError) << "Vulkan: a buffer of " << bytes << " bytes is larger than " << name() << " allows ("
+                                << largest_buffer_ << " bytes)";
+  }
+  Open();
+  const auto lock = Lock();
+  if (bytes + in_use_ > total_memory()) {
+    TVM_FFI_THROW(RuntimeError) << "Vulkan: a buffer of " << bytes << " bytes does not fit into the memory of " << name()
+                                << " (" << in_use_ << " of " << total_memory() << " bytes in use)";
+  }
+  std::unique_ptr<Buffer> buffer;
+  if (!spare_.Take(bytes, &buffer)) {
+    const auto make = [&] {
+      return MakeBuffer(bytes, kCopied | VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, type_, mapped_);
+    };
+    spare_.Shrink(total_memory() - in_use_ - bytes);
+    try {
+      buffer = make();
+    } catch (const std::exception&) {
+      if (!spare_.Shrink(0)) throw;
+      buffer = make();
+    }
+  }
+  in_use_ += bytes;
+  Buffer* made = buffer.get();
+  buffers_[made] = std::move(buffer);
+  return made;
+}
+
+void Device::Free(void* pointer) {
+  const auto lock = Lock();
+  const auto found = buffers_.find(pointer);
+  if (found == buffers_.end()) TVM_FFI_THROW(RuntimeError) << "Vulkan: freeing what is no buffer of " << name();
+  std::unique_ptr<Buffer> buffer = std::move(found->second);
+  buffers_.erase(found);
+  const size_t bytes = buffer->bytes;
+  in_use_ -= bytes;
+  spare_.Keep(bytes, std::move(buffer));
+}
+
+int64_t Device::memory_in_use() {
+  const auto lock = Lock();
+  return in_use_;
+}
+
+Buffer* Device::Find(void* buffer) const {
+  const auto found = buffers_.find(buffer);
+  return found == buffers_.end() ? nullptr : found->second.get();
+}
+
+// The buffer that a copy of `bytes` at `offset` is from or to.
+Buffer& Device::Expect(void* pointer, size_t offset, size_t bytes) const {
+  Buffer* buffer = Find(pointer);
+  if (buffer == nullptr) TVM_FFI_THROW(ValueError) << "Vulkan: copying what is no buffer of " << name();
+  if (offset > buffer->bytes || bytes > buffer->bytes - offset) {
+    TVM_FFI_THROW(ValueError) << "Vulkan: copying " << bytes << " bytes at " << offset << " of a buffer of "
+                              << buffer->bytes;
+  }
+  return *buffer;
+}
+
+void Device::Write(const void* from, void* to, size_t offset, size_t bytes) {
+  const auto lock = Lock();
+  Buffer& buffer = Expect(to, offset, bytes);
+  if (buffer.host != nullptr && stream_->IsDone(buffer.last_batch)) {
+    std::memcpy(buffer.host + offset, from, bytes);
+    return;
+  }
+  const char* source = static_cast<const char*>(from);
+  for (size_t at = 0; at < bytes; at += Stream::kStagingBytes) {
+    const size_t piece = std::min(bytes - at, Stream::kStagingBytes);
+    stream_->Reserve(0, piece);
+    const Stream::Slice slice = stream_->Stage(piece);
+    std::memcpy(slice.host, source + at, piece);
+    stream_->Order({{&buffer, true}});
+    const VkBufferCopy copy{slice.offset, offset + at, piece};
+    vkCmdCopyBuffer(stream_->commands(), slice.buffer, buffer.buffer.get(), 1, &copy);
+  }
+}
+
+void Device::Read(void* from, size_t offset, void* to, size_t bytes) {
+  const auto lock = Lock();
+  Buffer& buffer = Expect(from, offset, bytes);
+  if (cached_) {
+    stream_->Wait(buffer.last_batch);
+    std::memcpy(to, buffer.host + offset, bytes);
+    return;
+  }
+  for (size_t at = 0; at < bytes; at += Stream::kStagingBytes) {
+    const size_t piece = std::min(bytes - at, Stream::kStagingBytes);
+    stream_->Reserve(0, piece);
+    const Stream::Slice slice = stream_->Stage(piece);
+    stream_->Order({{&buffer, false}});
+    const VkBufferCopy copy{offset + at, slice.offset, piece};
+    vkCmdCopyBuffer(stream_->commands(), buffer.buffer.get(), slice.buffer, 1, &copy);
+    stream_->WaitForAll();
+    std::memcpy(static_cast<char*>(to) + at, slice.host, piece);
+  }
+}
+
+void Device::Copy(void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes) {
+  const auto lock = Lock();
+  Buffer &source = Expect(from, from_offset, bytes), &target = Expect(to, to_offset, bytes);
+  stream_->Reserve(0, 0);
+  stream_->Order({{&source, false}, {&target, true}});
+  const VkBufferCopy copy{from_offset, to_offset, bytes};
+  vkCmdCopyBuffer(stream_->commands(), source.buffer.get(), target.buffer.get(), 1, &copy);
+}
+
+void Device::Finish() {
+  Open();
+  const auto lock = Lock();
+  stream_->WaitForAll();
+}
+
+}  // namespace blockffn::vulkan

@@ -1,0 +1,79 @@
+// Vulkan devices: each with a logical device, its memory and one stream of commands.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "../shared/spare_buffers.h"
+#include "buffer.h"
+#include "features.h"
+#include "stream.h"
+
+namespace blockffn::vulkan {
+
+class Device {
+ public:
+  // All devices: discrete GPUs, integrated ones, virtual ones, CPUs. They live as long as the process.
+  static const std::vector<std::unique_ptr<Device>>& All();
+  // Throws when there is no device with this number.
+  static Device& Get(int index);
+
+  explicit Device(VkPhysicalDevice physical);
+
+  const VkPhysicalDevice physical;
+  VkPhysicalDeviceProperties properties;
+  const Features features;
+
+  std::string name() const { return properties.deviceName; }
+  const std::string& driver() const { return driver_; }  // name and version
+  bool stages() const { return !mapped_; }               // whether the host reaches kernels' memory through other memory only
+  size_t total_memory() const { return memory_.memoryHeaps[heap_].size; }
+  size_t largest_buffer() const { return largest_buffer_; }
+  VkDevice handle();  // made at the first use
+
+  // Throws when one buffer, or all together, would be larger than the device allows.
+  Buffer* Allocate(size_t bytes);
+  // Keeps the buffer for the next one of its size. What was recorded before still uses it, which does no harm, since
+  // later commands come later in the stream.
+  void Free(void* buffer);
+  int64_t memory_in_use();
+
+  // Behind everything recorded before. `Write` has read `from` when it returns, yet waits for staging memory at most.
+  void Write(const void* from, void* to, size_t offset, size_t bytes);
+  void Read(void* from, size_t offset, void* to, size_t bytes);
+  void Copy(void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes);
+  void Finish();
+
+  // For launches: what follows needs the lock.
+  std::unique_lock<std::mutex> Lock() { return std::unique_lock<std::mutex>(mutex_); }
+  Buffer* Find(void* buffer) const;  // null when it is none of this device's
+  Stream& stream();
+  // Waits for a batch of commands, whatever becomes of it.
+  void Settle(uint64_t batch) noexcept;
+
+ private:
+  void Open();
+  void ChooseMemory();
+  Buffer& Expect(void* buffer, size_t offset, size_t bytes) const;
+  std::unique_ptr<Buffer> MakeBuffer(size_t bytes, VkBufferUsageFlags usage, uint32_t type, bool mapped);
+
+  std::string driver_;
+  VkPhysicalDeviceMemoryProperties memory_;
+  uint32_t type_ = 0, staging_type_ = 0, heap_ = 0;  // of memory
+  bool mapped_ = false, cached_ = false;  // whether the host sees kernels' memory, and through its caches
+  size_t largest_buffer_;
+  std::once_flag opened_;
+  VkDevice device_ = VK_NULL_HANDLE;
+  std::mutex mutex_;  // for all below
+  std::unique_ptr<Stream> stream_;
+  std::unordered_map<void*, std::unique_ptr<Buffer>> buffers_;
+  size_t in_use_ = 0;
+  SpareBuffers<std::unique_ptr<Buffer>> spare_;
+};
+
+}  // namespace blockffn::vulkan

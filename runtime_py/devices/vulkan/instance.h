@@ -1,0 +1,38 @@
+// Vulkan's entry point for this process, with validation layers where the environment asks for them.
+#pragma once
+
+#include <vulkan/vulkan.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace blockffn::vulkan {
+
+class Instance {
+ public:
+  // The only one; made at the first call. Throws when validation was asked for and is not installed.
+  static Instance& Get();
+
+  // Devices with Vulkan 1.1 and a queue for kernels, discrete GPUs first; empty without a driver.
+  std::vector<VkPhysicalDevice> PhysicalDevices() const;
+
+  // What the validation layers reported so far, the first 1000; always empty without BLOCKFFN_VULKAN_VALIDATION=1.
+  std::vector<std::string> ValidationMessages();
+  void Report(const char* message);
+
+ private:
+  Instance();
+
+  VkInstance instance_ = VK_NULL_HANDLE;  // none without a driver
+  std::mutex mutex_;
+  std::vector<std::string> messages_;
+};
+
+// Whether an environment variable is set to something else than nothing or 0.
+bool IsSet(const char* variable);
+
+// The queue family that runs kernels; -1 where there is none.
+int ComputeFamily(VkPhysicalDevice device);
+
+}  // namespace blockffn::vulkan
