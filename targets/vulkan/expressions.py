@@ -67,7 +67,8 @@ class Expressions:
 
     def bound(self, var: Any, low: int, high: int) -> None:
         """Tell what values an integer variable takes."""
-        self.analyzer.update(self.narrowing.variable(var) or var, ConstIntBound(low, high), True)
+        held = self.narrowing.variable(var)
+        self.analyzer.update(var if held is None else held, ConstIntBound(low, high), True)
 
     def hoist(self, text: str, dtype: str, hint: str = "t") -> str:
         """Evaluate ``text`` once, before the current statement."""

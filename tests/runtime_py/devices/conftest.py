@@ -10,6 +10,12 @@ def device(request):
     return opencl_device(half=getattr(request, "param", False))
 
 
+@pytest.fixture(scope="module", params=[opencl_device, vulkan_device], ids=["opencl", "vulkan"])
+def each_device(request):
+    """A device of every kind, one after the other: what is computed in float32."""
+    return request.param()
+
+
 @pytest.fixture(scope="session")
 def vulkan():
     """The first Vulkan device."""

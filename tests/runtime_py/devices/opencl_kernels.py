@@ -2,6 +2,9 @@
 
 import struct
 from ctypes import c_void_p
+from functools import partial
+
+import counters
 
 from runtime_py.tvm_runtime import load_runtime
 
@@ -49,5 +52,4 @@ def address(tensor):
     return c_void_p(tensor.data_ptr())
 
 
-def counter(name, *arguments):
-    return load_runtime().get_global_func(f"blockffn.opencl.{name}")(*arguments)
+counter = partial(counters.counter, "opencl")

@@ -4,8 +4,9 @@ import shutil
 import struct
 import subprocess
 from ctypes import c_void_p
-from functools import cache
+from functools import cache, partial
 
+import counters
 import pytest
 
 from runtime_py.tvm_runtime import load_runtime
@@ -136,5 +137,4 @@ def address(tensor):
     return c_void_p(tensor.data_ptr())
 
 
-def counter(name, *arguments):
-    return load_runtime().get_global_func(f"blockffn.vulkan.{name}")(*arguments)
+counter = partial(counters.counter, "vulkan")

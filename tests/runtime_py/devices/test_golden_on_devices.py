@@ -1,11 +1,11 @@
-"""Compiled models on an OpenCL device: the original implementation's numbers, with and without drafts."""
+"""Compiled models on devices: the original implementation's numbers, with and without drafts."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from compiled import nmse
-from opencl_kernels import counter
+from counters import counter
 
 import build as compiler
 from runtime_py import Engine
@@ -15,24 +15,24 @@ GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 
 
 @pytest.fixture(scope="module", params=["mla_block", "gqa_block_linear"])
-def golden(request, device, tmp_path_factory):
+def golden(request, each_device, tmp_path_factory):
     """An engine in q0f32 and what the original implementation computed."""
     folder = tmp_path_factory.mktemp("golden") / request.param
-    assert compiler.main(["--model", str(GOLDEN / request.param), "--quantization", "q0f32", "--target", "opencl",
-                          "-o", str(folder), "-q"]) == 0
+    assert compiler.main(["--model", str(GOLDEN / request.param), "--quantization", "q0f32", "--target",
+                          each_device.kind, "-o", str(folder), "-q"]) == 0
     with np.load(GOLDEN / request.param / "expected.npz") as arrays:
-        return Engine.load(folder, device=device.name), {name: arrays[name] for name in arrays.files}
+        return Engine.load(folder, device=each_device.name), {name: arrays[name] for name in arrays.files}
 
 
 def test_scores_equal_the_original_implementation(golden):
     engine, expected = golden
-    launches, ids = counter("launches"), expected["ids"][0].tolist()
+    launches, ids = counter(engine.device.kind, "launches"), expected["ids"][0].tolist()
     for chunk in (None, 7, 1):
         score = engine.score(ids, chunk)
         assert nmse(score.logits, expected["logits"]) <= 1e-9
         assert nmse(score.router_scores, expected["router_scores"]) <= 1e-9
         assert ((score.router_scores != 0) == (expected["router_scores"] != 0)).all()
-    assert counter("launches") > launches + len(ids) * engine.artifact.config.num_hidden_layers
+    assert counter(engine.device.kind, "launches") > launches + len(ids) * engine.artifact.config.num_hidden_layers
 
 
 def test_drafts_change_no_greedy_token(golden):

@@ -1,4 +1,4 @@
-"""Engines on an OpenCL device: the same tokens as in numpy, and only what a choice needs comes back."""
+"""Engines on devices: the same tokens as in numpy, and only what a choice needs comes back."""
 
 import gc
 import json
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from opencl_kernels import counter
-from opencl_toy import SLOTS, VOCAB, WIDTH, expected_logits, write_opencl_artifact
+from counters import counter
+from device_toy import SLOTS, VOCAB, WIDTH, expected_logits, write_device_artifact
 from process_memory import growth
 
 from blockffn_mlc.errors import UserError
@@ -25,9 +25,14 @@ PROMPT = [5, 6, 7, 250, 17]
 
 
 @pytest.fixture(scope="module")
+def device(each_device):
+    return each_device
+
+
+@pytest.fixture(scope="module")
 def toy(device, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("opencl") / "toy"
-    return folder, write_opencl_artifact(folder)
+    folder = tmp_path_factory.mktemp(device.kind) / "toy"
+    return folder, write_device_artifact(folder, device.kind)
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +77,12 @@ def test_scores_equal_numpy(on_device, toy, chunk):
 
 
 @pytest.mark.parametrize("draft", ["none", "ngram", "scripted"])
-def test_greedy_tokens_equal_numpy_with_and_without_drafts(on_device, greedy, draft):
-    launches = counter("launches")
+def test_greedy_tokens_equal_numpy_with_and_without_drafts(on_device, device, greedy, draft):
+    launches = counter(device.kind, "launches")
     drafter = ScriptedDrafter(greedy, 0.3, VOCAB, seed=1) if draft == "scripted" else draft
     generation = generated(on_device, draft=drafter, tree_size=None if draft == "none" else 8)
     assert generation.ids == greedy[len(PROMPT):]
-    assert counter("launches") > launches + 40
+    assert counter(device.kind, "launches") > launches + 40
     if draft == "scripted":
         assert max(generation.stats.accept_lengths) > 1
 
@@ -115,18 +120,19 @@ def test_rows_are_arrays_to_numpy(on_device):
 
 def test_weights_and_caches_are_on_the_device_once(toy, device):
     gc.collect()
-    before = counter("memory_in_use", device.index)
+    before = counter(device.kind, "memory_in_use", device.index)
     engine = Engine.load(toy[0], device=device.name)
     weights, inputs = sum(weight.nbytes for weight in toy[1].values()), 6 * 4
-    assert counter("memory_in_use", device.index) - before == weights + inputs
+    assert counter(device.kind, "memory_in_use", device.index) - before == weights + inputs
     assert "params_shard" not in Path("/proc/self/maps").read_text()  # the files were let go
     for name, weight in toy[1].items():
         np.testing.assert_array_equal(device.host(engine.library.weights[name]), weight)
     sessions = [engine.session(), engine.session()]
-    assert counter("memory_in_use", device.index) - before == weights + inputs + len(sessions) * 2 * SLOTS * WIDTH * 4
+    caches = len(sessions) * 2 * SLOTS * WIDTH * 4
+    assert counter(device.kind, "memory_in_use", device.index) - before == weights + inputs + caches
     del engine, sessions
     gc.collect()
-    assert counter("memory_in_use", device.index) == before
+    assert counter(device.kind, "memory_in_use", device.index) == before
 
 
 def test_sessions_do_not_disturb_each_other(on_device, greedy):
@@ -144,7 +150,7 @@ def test_nothing_leaks_over_loads_of_an_artifact(toy, device):
 
     def held():
         gc.collect()
-        return counter("objects"), counter("memory_in_use", device.index)
+        return counter(device.kind, "objects"), counter(device.kind, "memory_in_use", device.index)
 
     load(10)
     before, grown = held(), growth(load)
@@ -160,15 +166,17 @@ def test_logits_that_are_not_finite_are_refused(toy, device, tmp_path):
         generated(Engine.load(folder, device=device.name))
 
 
-def test_the_device_must_be_what_the_artifact_was_built_for(toy, artifact_folder):
-    with pytest.raises(UserError, match="built for target 'opencl', which device 'cpu' cannot run; .*--target cpu"):
+def test_the_device_must_be_what_the_artifact_was_built_for(toy, artifact_folder, device):
+    kind = device.kind
+    with pytest.raises(UserError, match=f"built for target '{kind}', which device 'cpu' cannot run; .*--target cpu"):
         Engine.load(toy[0], device="cpu")
-    with pytest.raises(UserError, match="built for target 'cpu', which device 'opencl:0' cannot run; .*--target open"):
-        Engine.load(artifact_folder, device="opencl")
+    with pytest.raises(UserError, match=f"'cpu', which device '{kind}:0' cannot run; .*--target {kind}"):
+        Engine.load(artifact_folder, device=kind)
 
 
-@pytest.mark.parametrize("device_name", ["opencl:99", "cuda", "opencl:", "cpu:1", ""])
-def test_devices_that_are_not_there_are_refused(toy, device_name):
+@pytest.mark.parametrize("device_name", ["{}:99", "cuda", "{}:", "cpu:1", ""])
+def test_devices_that_are_not_there_are_refused(toy, device, device_name):
+    device_name = device_name.format(device.kind)
     with pytest.raises(UserError, match=f"device '{device_name}': .*python -m runtime_py devices"):
         Engine.load(toy[0], device=device_name)
 
@@ -183,9 +191,9 @@ def test_neither_torch_nor_the_compiler_is_loaded(toy, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_kernels_are_timed_on_the_processor_alone(toy, capsys):
+def test_kernels_are_timed_on_the_processor_alone(toy, device, capsys):
     assert main(["bench", str(toy[0]), "--kernels"]) == 1
-    assert "built for target 'opencl'; kernels are timed on the processor alone" in capsys.readouterr().err
+    assert f"built for target {device.kind!r}; kernels are timed on the processor alone" in capsys.readouterr().err
 
 
 def test_failures_of_the_driver_name_the_kernel(on_device, monkeypatch):
@@ -224,12 +232,12 @@ def test_a_device_that_lacks_what_kernels_were_built_for_is_refused(toy, device,
     monkeypatch.setattr("runtime_py.library.device_facts", lambda name: {device.name: facts}[name])
     assert generated(Engine.load(folder, device=device.name), max_tokens=1, draft="none").ids
     facts[fact] = found
-    in_use = counter("memory_in_use", device.index)
+    in_use = counter(device.kind, "memory_in_use", device.index)
     with pytest.raises(UserError, match=f"device '{device.name}': field '{field}': the artifact needs {needed}, the "
                                         f"device has {found}; rebuild .* or choose another --device"):
         Engine.load(folder, device=device.name)
     gc.collect()
-    assert counter("memory_in_use", device.index) <= in_use  # before any weight is uploaded
+    assert counter(device.kind, "memory_in_use", device.index) <= in_use  # before any weight is uploaded
 
 
 def test_waiting_for_a_device(on_device, monkeypatch):

@@ -1,4 +1,4 @@
-"""The check of a device on an OpenCL device."""
+"""The check of a device, on devices."""
 
 import json
 
@@ -16,12 +16,17 @@ from runtime_py.selftest.memory import GUARD, Guarded
 
 
 @pytest.fixture(scope="module")
+def device(each_device):
+    return each_device
+
+
+@pytest.fixture(scope="module")
 def folder(device, tmp_path_factory):
     """A tiny model."""
     folder = tmp_path_factory.mktemp("verify-opencl")
     write_random_checkpoint(folder / "checkpoint", GQA)
-    build("--model", folder / "checkpoint", "--quantization", "q0f32", "--target", "opencl", "-o", folder / "model",
-          "-q")
+    build("--model", folder / "checkpoint", "--quantization", "q0f32", "--target", device.kind, "-o",
+          folder / "model", "-q")
     return folder / "model"
 
 

@@ -1,4 +1,4 @@
-"""A toy model as a library for OpenCL, behind the interface of docs/artifact.md, and the same in numpy.
+"""A toy model as a library for devices, behind the interface of docs/artifact.md, and the same in numpy.
 
 Every layer adds to a token's vector the mean of the cached vectors that it sees; router scores are its first
 elements.
@@ -9,7 +9,6 @@ import json
 import numpy as np
 import tvm
 import tvm.relax.frontend.nn as nn
-from opencl_scale import TARGET
 from toy import CHUNK, MODEL, WINDOW, write_artifact
 from tvm import relax
 from tvm.relax.frontend.nn import op, spec
@@ -18,7 +17,7 @@ from tvm.script import tirx as T
 from blockffn_mlc.compile import METADATA, Graph, compile_graph
 from blockffn_mlc.layers import call
 from schedules.gpu import argmax
-from schedules.tiles import GPU_TILES
+from targets import find_target
 
 WIDTH, VOCAB, EXPERTS, LAYERS = 32, MODEL["vocab_size"], MODEL["num_experts"], MODEL["num_hidden_layers"]
 SLOTS = WINDOW + 64
@@ -102,7 +101,8 @@ def move(cache: T.Buffer((SLOTS, 1, WIDTH), "float32"), idx: T.handle, past: T.i
 
 
 class ToyModel(nn.Module):
-    def __init__(self):
+    def __init__(self, tiles):
+        self.tiles = tiles
         self.embedding = nn.Parameter((VOCAB, WIDTH), "float32")
         self.lm_head = nn.Parameter((VOCAB, WIDTH), "float32")
 
@@ -122,20 +122,21 @@ class ToyModel(nn.Module):
                      for cache in caches)
 
     def argmax(self, logits):
-        return call(argmax(GPU_TILES["opencl"], VOCAB), "argmax", [logits], ((logits.shape[0],), "int32"),
+        return call(argmax(self.tiles, VOCAB), "argmax", [logits], ((logits.shape[0],), "int32"),
                     ((logits.shape[0],), "float32"))
 
 
-def write_opencl_artifact(folder):
-    """An artifact of the toy model for OpenCL, as ``toy.write_artifact`` writes it but for its library and weights.
-    Returns these."""
+def write_device_artifact(folder, kind):
+    """An artifact of the toy model for target ``kind``, as ``toy.write_artifact`` writes it but for its library and
+    weights. Returns these."""
+    target = find_target(kind)
     write_artifact(folder)
     per_token, cache = spec.Tensor(["n"], "int32"), spec.Tensor((SLOTS, 1, WIDTH), "float32")
     packed, bare = ({"$": {"param_mode": mode, "effect_mode": "none"}} for mode in ("packed", "none"))
     forward = {"ids": per_token, "positions": per_token, "visible": per_token,
                "ancestors": spec.Tensor(["n", 2], "int32"), "rows": spec.Tensor(["m"], "int32"), "past": int,
                "caches": [cache] * LAYERS} | packed
-    module, parameters = ToyModel().export_tvm(spec={
+    module, parameters = ToyModel(target.tiles).export_tvm(spec={
         "forward": forward, "forward_dense": dict(forward),
         "commit": {"idx": spec.Tensor(["k"], "int32"), "past": int, "caches": [cache] * LAYERS} | bare,
         "argmax": {"logits": spec.Tensor(["m", VOCAB], "float32")} | bare})
@@ -144,11 +145,11 @@ def write_opencl_artifact(folder):
     metadata = {"context_window_size": WINDOW, "prefill_chunk_size": CHUNK,
                 "params": [{"name": name, "shape": list(weights[name].shape), "dtype": "float32"} for name in weights]}
     module[METADATA] = _constant(json.dumps(metadata))
-    target = tvm.target.Target(TARGET, host={"kind": "llvm"})
-    compile_graph(Graph(module, parameters, 0), target).export_library(str(folder / "lib" / "toy.so"))
+    executable = compile_graph(Graph(module, parameters, 0), target.tvm_target)
+    target.export(executable, str(folder / "lib" / "toy.so"), target.forms[0].link)
     _write_weights(folder, weights)
     path = folder / "mlc-chat-config.json"
-    path.write_text(path.read_text().replace('"target": "cpu"', '"target": "opencl"'))
+    path.write_text(path.read_text().replace('"target": "cpu"', f'"target": "{kind}"'))
     return weights
 
 
