@@ -132,7 +132,7 @@ class Expressions:
             return [f"int(uint({x}) {symbol} uint({y}))" for x, y in pairs]
         if kind == "Div":
             return [f"({x} / {y})" for x, y in pairs]
-        wide = "int64" if dtype == "int64" else "int32"
+        wide = _wide(dtype)
         self.helpers.add("tir_divisions_64" if wide == "int64" else "tir_divisions")
         return [convert(f"{_DIVISIONS[kind]}({convert(x, dtype, wide)}, {convert(y, dtype, wide)})", wide, dtype)
                 for x, y in pairs]
@@ -145,9 +145,12 @@ class Expressions:
 
     def _extreme(self, function: str, symbol: str, expr: Any) -> list[str]:
         dtype, _ = split(dtype_of(expr))
-        if dtype in ("int32", "uint32", "float32", "float16", "float64"):
-            return [f"{function}({x}, {y})" for x, y in zip(self.lanes(expr.a), self.lanes(expr.b))]
-        return [f"({x} {symbol} {y} ? {x} : {y})" for x, y in zip(self.lanes(expr.a), self.lanes(expr.b))]
+        pairs = list(zip(self.lanes(expr.a), self.lanes(expr.b)))
+        if dtype in ("int64", "uint64"):
+            return [f"({x} {symbol} {y} ? {x} : {y})" for x, y in pairs]
+        wide = _wide(dtype)
+        return [convert(f"{function}({convert(x, dtype, wide)}, {convert(y, dtype, wide)})", wide, dtype)
+                for x, y in pairs]
 
     def _visit_Not(self, expr: Any) -> list[str]:
         return [f"(!{text})" for text in self.lanes(expr.a)]
@@ -276,7 +279,7 @@ class Expressions:
             function, compute, gives = INTEGER_INTRINSICS[name], "uint32", "int32"
         elif name in INTRINSICS and (source in ("float32", "float16") or source == "float64" and name in DOUBLE):
             function = INTRINSICS[name]
-            compute = source if source == "float64" or name == "fma" else "float32"
+            compute = "float64" if source == "float64" else "float32"
             gives = result if result == "bool" else compute
         else:
             raise Unsupported(f"function {name} of {source or 'nothing'}")
@@ -301,6 +304,12 @@ class Expressions:
             parts = [f"({' | '.join(shifted[first:first + run])})" for first in range(0, len(shifted), run)]
         assert len(parts) == lanes
         return [reinterpret(convert(part, "uint32", f"uint{want}"), f"uint{want}", target) for part in parts]
+
+
+def _wide(dtype: str) -> str:
+    """The smallest type that all devices compute with and that holds ``dtype``."""
+    return {"float16": "float32", "int8": "int32", "int16": "int32", "uint8": "uint32", "uint16": "uint32"}.get(
+        dtype, dtype)
 
 
 def _is_half_of_bits(expr: Any) -> bool:

@@ -13,9 +13,10 @@ from .intrinsics import INTEGER_INTRINSICS, INTRINSICS
 
 def register_intrinsics() -> None:
     """Let the functions of our table keep their names in kernels for Vulkan; other ones become what TVM makes of them
-    by default."""
+    by default. Not of ``fma``: with a rule for it TVM would make one of every product in a sum, where drivers know
+    better."""
     names = Op.list_op_names()
-    for name in (*INTRINSICS, *INTEGER_INTRINSICS):
+    for name in {*INTRINSICS, *INTEGER_INTRINSICS} - {"fma"}:
         for operator in (f"tirx.{name}", f"prim.{name}"):
             if operator in names:
                 register_intrin_lowering(operator, target="vulkan", f=_keep, level=99)

@@ -8,8 +8,8 @@ Vulkan is needed on the machine that compiles.
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,59 +57,35 @@ def export_library(executable: Any, path: str, link: Callable[..., None]) -> Non
     """As ``executable.export_library``, shaders as SPIR-V. ``executable``: from ``relax.build`` or ``tvm.compile``.
     Raises UserError when glslc is missing."""
     host = next(module for module in (executable.mod, *executable.mod.imports) if module.kind == "llvm")
-    imported = list(host.imports)
-    texts = [module.inspect_source() for module in imported if module.kind == "source"]
-    shaders = [shader for text in texts for shader in Shader.parse(text)]
-    _import(host, [module for module in imported if module.kind != "source"])  # TVM refuses to export text
-    try:
-        executable.export_library(path, fcompile=link, fpack_imports=partial(_pack, module_bytes(shaders)))
-    finally:
-        _import(host, imported)
+    (text,) = (module.inspect_source() for module in host.imports if module.kind == "source")
+    packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(executable.mod).numpy().tobytes()
+    packed = with_module(packed, _KIND, module_bytes(Shader.parse(text)))
+    system_lib, prefix, target = (host.get_function(name)() for name in (
+        "__tvm_is_system_module", "__tvm_get_system_lib_prefix", "_get_target_string"))
+    blob = tvm_ffi.get_global_func("codegen.codegen_blob")(packed, system_lib, target, prefix or "")
+    with tempfile.TemporaryDirectory() as folder:
+        objects = [str(Path(folder) / name) for name in ("lib0.o", f"{prefix or ''}devc.o")]
+        for module, file in zip((host, blob), objects):
+            module.write_to_file(file)
+        link(path, objects)
 
 
-def _import(module: Any, imported: Iterable[Any]) -> None:
-    module.clear_imports()
-    for other in imported:
-        module.import_module(other)
-
-
-def _pack(vulkan: bytes, module: tvm.runtime.Module, system_lib: bool, prefix: str, folder: str) -> str:
-    """For ``export_library``: an object file with all modules that ``module`` imports, and one for Vulkan."""
-    packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(module).numpy().tobytes()
-    host = next(other for other in (module, *module.imports) if other.kind == "llvm")
-    blob = tvm_ffi.get_global_func("codegen.codegen_blob")(
-        with_import(packed, _KIND, vulkan), system_lib, host.get_function("_get_target_string")(), prefix)
-    path = Path(folder) / f"{prefix}devc.o"
-    blob.write_to_file(str(path))
-    return str(path)
-
-
-def with_import(packed: bytes, kind: str, content: bytes) -> bytes:
-    """TVM's packed modules, with another one that the host's code imports. The format: the number of bytes that follow;
-    who imports whom, as rows and columns of a sparse matrix; of each module the kind and, unless it is the host's code,
-    the bytes. Raises RuntimeError if that is not what is found."""
-    rows, position = _numbers(packed, 8)
-    columns, position = _numbers(packed, position)
-    first, kinds = position, []
+def with_module(packed: bytes, kind: str, content: bytes) -> bytes:
+    """TVM's packed modules, completed by one that TVM cannot save and has left out. The format: the number of bytes
+    that follow; who imports whom, as rows and columns of a sparse matrix; of each module the kind and, unless it is the
+    host's code, the bytes. Raises RuntimeError if that is not what is found."""
+    (modules,) = struct.unpack_from("<Q", packed, 8)
+    (imports,) = struct.unpack_from("<Q", packed, 16 + 8 * modules)
+    position, found = 24 + 8 * (modules + imports), 0
     while position < len(packed):
         name, position = _read(packed, position)
-        kinds.append(name)
         if name != b"_lib":
             _, position = _read(packed, position)
-    if position != len(packed) or len(rows) != len(kinds) + 1 or kinds.count(b"_lib") != 1:
+        found += 1
+    if position != len(packed) or modules - 1 != found + 1:  # a row more than there are modules
         raise RuntimeError("TVM packs modules in another way than expected")
-    host = kinds.index(b"_lib") + 1
-    columns.insert(rows[host], len(kinds))
-    rows = [*rows[:host], *(end + 1 for end in rows[host:])]
-    rows.append(rows[-1])  # it imports none itself
-    tree = (_list(struct.pack("<Q", number) for number in numbers) for numbers in (rows, columns))
-    body = b"".join((*tree, packed[first:], _string(kind), _string(content)))
+    body = packed[8:] + _string(kind) + _string(content)
     return struct.pack("<Q", len(body)) + body
-
-
-def _numbers(packed: bytes, position: int) -> tuple[list[int], int]:
-    (count,) = struct.unpack_from("<Q", packed, position)
-    return list(struct.unpack_from(f"<{count}Q", packed, position + 8)), position + 8 + 8 * count
 
 
 def _read(packed: bytes, position: int) -> tuple[bytes, int]:

@@ -28,6 +28,10 @@ CAPABILITIES = {1: "Shader", 9: "Float16", 10: "Float64", 11: "Int64", 22: "Int1
                 4448: "StorageBuffer8BitAccess", 4449: "UniformAndStorageBuffer8BitAccess"}
 
 
+class BadShader(Exception):
+    """A mistake of the code generator."""
+
+
 def compile_shaders(shaders: Sequence[Shader]) -> list[bytes]:
     """SPIR-V of each, whose entry point has the shader's name. Raises UserError when glslc is missing."""
     GLSLC.check()
@@ -55,10 +59,10 @@ def _compile(shader: Shader) -> bytes:
     command = [GLSLC.find(), *_ARGUMENTS, "-", "-o", "-"]
     done = subprocess.run(command, input=shader.source.encode(), capture_output=True)
     if done.returncode:
-        raise RuntimeError(f"kernel {shader.name}: glslc refuses the shader made of it: {done.stderr.decode()[:2000]}")
+        raise BadShader(f"kernel {shader.name}: glslc refuses the shader made of it: {done.stderr.decode()[:2000]}")
     unknown = capabilities(done.stdout) - set(CAPABILITIES)
     if unknown:
-        raise RuntimeError(f"kernel {shader.name}: its shader asks for SPIR-V's capabilities {sorted(unknown)}, which "
+        raise BadShader(f"kernel {shader.name}: its shader asks for SPIR-V's capabilities {sorted(unknown)}, which "
                            "none of ours should")
     return done.stdout
 
