@@ -12,9 +12,10 @@ from trees import RandomDrafter, reordered
 from varied import train_draft, write_varied_model
 
 import build as compiler
-from runtime_py import GREEDY, Engine, Sampling
+from runtime_py import GREEDY, Engine, Generation, Sampling
 from runtime_py.sampling import Sampler
-from runtime_py.speculation import fixed_shape
+from runtime_py.speculation import PLAIN, FixedShape, fixed_shape
+from runtime_py.tree import TreeShape
 from runtime_py.verification import accept
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,33 @@ def test_caches_stay_those_of_plain_decoding(engine):
     assert generation.stats.accepted > 10 and generation._session.tokens == fresh.tokens
     for token in (text[-1], 5, 6):
         np.testing.assert_array_equal(generation._session.step(token), fresh.step(token))
+
+
+class TwoInThree(FixedShape):
+    """Two passes with a tree, then a plain one."""
+
+    passes = 0
+
+    def choose(self, levels):
+        self.passes += 1
+        return super().choose(levels) if self.passes % 3 else PLAIN
+
+
+@pytest.mark.parametrize("size", [7, 64])
+def test_the_draft_model_goes_on_as_after_plain_decoding(engine, size):
+    """What it was told of accepted paths and plain passes lets it draft the very tree that it drafts behind the same
+    text in a fresh session, with the same bits in its cache."""
+    session, fresh = engine.session("eagle"), engine.session("eagle")
+    generation = Generation(session, [1, 40, 41], GREEDY, stop_ids=[], max_tokens=60,
+                            controller=TwoInThree(fixed_shape(size, session.drafter)))
+    list(generation)
+    fresh.extend(session.tokens)
+    assert generation.stats.accepted > 10
+    one, two = (holder.drafter.draft(generation.ids[-1], TreeShape(64, 6, 10)) for holder in (session, fresh))
+    assert one == two and len(one) == 64
+    for found, expected in zip(session.drafter._caches, fresh.drafter._caches):
+        rows = slice(0, session.length)
+        assert same_bits(np.from_dlpack(found)[rows], np.from_dlpack(expected)[rows])
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
