@@ -291,7 +291,7 @@ class Expressions:
     def _reinterpret(self, dtype: str, value: Any) -> list[str]:
         (source, _), (target, lanes) = split(dtype_of(value)), split(dtype)
         texts, have, want = self.lanes(value), bits(source), bits(target)
-        if have == want:
+        if have == want and "float64" not in (source, target):
             return [reinterpret(text, source, target) for text in texts]
         if max(have, want) > 32:
             raise Unsupported(f"reinterpret of {dtype_of(value)} as {dtype}")

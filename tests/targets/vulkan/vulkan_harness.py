@@ -19,6 +19,7 @@ from schedules.gpu.grid import launch
 from targets import find_target
 from targets.tools import host_library
 from targets.vulkan import export_library
+from targets.vulkan.shader import Shader
 
 TARGET = find_target("vulkan").tvm_target
 ITEMS = 64
@@ -74,16 +75,21 @@ def library(functions: dict[str, tvm.tirx.PrimFunc], folder) -> Any:
     """Functions compiled for Vulkan, under these names."""
     device()
     path = str(folder / "kernels.so")
-    export_library(tvm.compile(_module(functions), TARGET), path, host_library().link)
+    export_library(tvm.compile(module_of(functions), TARGET), path, host_library().link)
     return tvm.runtime.load_module(path)
+
+
+def shaders_of(functions: dict[str, tvm.tirx.PrimFunc]) -> list[Shader]:
+    """The shaders that become of functions."""
+    return Shader.parse(tvm.compile(module_of(functions), TARGET).mod.imports[0].inspect_source())
 
 
 def processor(functions: dict[str, tvm.tirx.PrimFunc]) -> Any:
     """Functions compiled for this processor: the reference."""
-    return tvm.compile(_module(functions), tvm.target.Target("llvm")).jit()
+    return tvm.compile(module_of(functions), tvm.target.Target("llvm")).jit()
 
 
-def _module(functions: dict[str, tvm.tirx.PrimFunc]) -> tvm.IRModule:
+def module_of(functions: dict[str, tvm.tirx.PrimFunc]) -> tvm.IRModule:
     return tvm.IRModule({name: func.with_attr("global_symbol", name) for name, func in functions.items()})
 
 

@@ -1,0 +1,142 @@
+"""The format of a library's Vulkan module, read by a parser of its own, and what SPIR-V says of itself."""
+
+import struct
+import tarfile
+
+import pytest
+import tvm
+from test_statements import collatz, scalars, vectors
+from vulkan_harness import TARGET, module_of, shaders_of
+
+from targets import find_target
+from targets.tools import system_library
+from targets.vulkan import export_library
+from targets.vulkan.module import module_bytes, with_module
+
+FUNCTIONS = {"collatz": collatz, "few": lambda: scalars(16), "many": lambda: scalars(17), "wide": lambda: vectors(4)}
+
+
+class Reader:
+    """Little endian; counts have 64 bits."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, form: str):
+        values = struct.unpack_from("<" + form, self.data, self.position)
+        self.position += struct.calcsize("<" + form)
+        return values if len(values) > 1 else values[0]
+
+    def bytes(self) -> bytes:
+        size = self.take("Q")
+        self.position += size
+        assert self.position <= len(self.data)
+        return self.data[self.position - size:self.position]
+
+    def list(self, read) -> list:
+        return [read() for _ in range(self.take("Q"))]
+
+    def text(self) -> str:
+        return self.bytes().decode()
+
+
+def read_module(data: bytes):
+    """TVM's module for Vulkan: format, {name: (name, types, tags, extra tags)}, {name: (flag, words)}."""
+    reader = Reader(data)
+    kind = reader.text()
+    functions = {reader.text(): (reader.text(), reader.list(lambda: reader.take("BBH")), reader.list(reader.text),
+                                 reader.list(lambda: reader.take("i"))) for _ in range(reader.take("Q"))}
+    shaders = {}
+    for _ in range(reader.take("Q")):
+        name, shader = reader.text(), Reader(reader.bytes())
+        flag, words = shader.take("I"), shader.list(lambda: shader.take("I"))
+        assert shader.position == len(shader.data)
+        shaders[name] = flag, words
+    assert reader.position == len(data)
+    return kind, functions, shaders
+
+
+def read_library(data: bytes):
+    """TVM's packed modules: the import tree, and kind and bytes of each."""
+    reader = Reader(data)
+    assert reader.take("Q") == len(data) - 8
+    rows, columns = reader.list(lambda: reader.take("Q")), reader.list(lambda: reader.take("Q"))
+    modules = []
+    while reader.position < len(data):
+        kind = reader.text()
+        modules.append((kind, None if kind == "_lib" else reader.bytes()))
+    return rows, columns, modules
+
+
+def instructions(words):
+    """(opcode, operands) of a SPIR-V module."""
+    assert words[0] == 0x07230203 and words[1] == 0x00010300  # version 1.3, that of Vulkan 1.1
+    position = 5
+    while position < len(words):
+        count = words[position] >> 16
+        yield words[position] & 0xFFFF, words[position + 1:position + count]
+        position += count
+    assert position == len(words)
+
+
+def entry_points(words) -> list[str]:
+    return [struct.pack(f"<{len(operands) - 2}I", *operands[2:]).split(b"\0")[0].decode()
+            for opcode, operands in instructions(words) if opcode == 15]
+
+
+@pytest.fixture(scope="module")
+def shaders():
+    return shaders_of({name: make() for name, make in FUNCTIONS.items()})
+
+
+def test_round_trip(shaders):
+    kind, functions, codes = read_module(module_bytes(shaders))
+    assert kind == "vulkan" and set(functions) == set(codes) == {f"{name}_kernel" for name in FUNCTIONS}
+    for name, (again, types, tags, extra) in functions.items():
+        assert again == name and len(extra) == len(types) and not any(extra)
+        assert tags == ["blockIdx.x", "threadIdx.x"]
+        assert entry_points(codes[name][1]) == [name]
+    assert functions["collatz_kernel"][1] == [(3, 64, 1)] * 2
+    pointer, *values = functions["few_kernel"][1]  # TVM sorts the rest
+    assert pointer == (3, 64, 1) and sorted(values) == sorted(
+        [(0, 64, 1), (0, 32, 1), (2, 32, 1), (1, 32, 1)] * 3 + [(6, 8, 1), (0, 8, 1)] * 2)
+    assert {name: flag for name, (flag, _) in codes.items()} == {
+        "collatz_kernel": 0, "few_kernel": 0, "many_kernel": 1, "wide_kernel": 0}
+
+
+def test_scalars_have_slots_of_eight_bytes(shaders):
+    _, _, codes = read_module(module_bytes(shaders))
+    for name, count in (("few_kernel", 16), ("many_kernel", 17)):
+        offsets = [operands[3] for opcode, operands in instructions(codes[name][1])
+                   if opcode == 72 and operands[2] == 35 and operands[3] % 8 == 0]  # OpMemberDecorate, Offset
+        assert sorted(set(offsets)) == list(range(0, 8 * count, 8))
+
+
+def test_buffers_are_bound_in_the_order_of_arguments(shaders):
+    _, _, codes = read_module(module_bytes(shaders))
+    for name, buffers in (("collatz_kernel", 2), ("few_kernel", 1), ("many_kernel", 2), ("wide_kernel", 2)):
+        decorations = [operands[1:] for opcode, operands in instructions(codes[name][1]) if opcode == 71]  # OpDecorate
+        assert {operands[1] for operands in decorations if operands[0] == 33} == set(range(buffers))  # Binding
+        assert {operands[1] for operands in decorations if operands[0] == 34} == {0}  # DescriptorSet
+
+
+def test_modules_are_joined_as_tvm_reads_them():
+    before = struct.pack("<7Q", 3, 0, 1, 1, 1, 1, 4) + b"_lib"
+    before = struct.pack("<Q", len(before)) + before
+    rows, columns, modules = read_library(with_module(before, "vulkan", b"content"))
+    assert (rows, columns, modules) == ([0, 1, 1], [1], [("_lib", None), ("vulkan", b"content")])
+    for damaged in (before[:-4] + b"\x05lib", with_module(before, "vulkan", b"")):
+        with pytest.raises((RuntimeError, struct.error)):
+            with_module(damaged, "vulkan", b"content")
+
+
+def test_a_system_library_holds_the_same_bytes(tmp_path):
+    target = find_target("vulkan:android")
+    module = module_of({"collatz": collatz()}).with_attr("system_lib_prefix", "prefix_")
+    executable = tvm.compile(module, target.tvm_target)
+    export_library(executable, str(tmp_path / "kernels.tar"), system_library().link)
+    with tarfile.open(tmp_path / "kernels.tar") as tar:
+        objects = {member.name.removeprefix("./"): tar.extractfile(member).read() for member in tar if member.isfile()}
+    assert set(objects) == {"lib0.o", "prefix_devc.o"}
+    assert module_bytes(shaders_of({"collatz": collatz()})) in objects["prefix_devc.o"]
+    assert find_target("vulkan").tvm_target.kind == TARGET.kind

@@ -1,0 +1,242 @@
+"""Kernels of the constructs that statements are made of, on a Vulkan device against numpy."""
+
+import re
+
+import numpy as np
+import pytest
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+from vulkan_harness import library, on_device, shaders_of
+
+from schedules.builder import choose, kernel, when
+from schedules.gpu.grid import Local, barrier, launch, shared
+
+ITEMS = 64
+
+
+def group_sums(index_dtype):
+    """sums[g] of x[n] by halves in threadgroup memory; the last group is partly empty."""
+    with kernel(__name__, index_dtype) as k:
+        n = k.rows_var()
+        x = k.tensor((n,))
+        sums = k.tensor((T.floordiv(n + (ITEMS - 1), ITEMS),))
+        with launch((T.floordiv(n + (ITEMS - 1), ITEMS),), (ITEMS,)) as ((group,), (item,)):
+            memory = shared((ITEMS,))
+            i = group * ITEMS + item
+            T.buffer_store(memory, T.if_then_else(i < n, x[T.min(i, n - 1)], T.float32(0)), [item])
+            for half in (32, 16, 8, 4, 2, 1):
+                barrier()
+                with when(item < half):
+                    T.buffer_store(memory, memory[item] + memory[item + half], [item])
+            with when(item == 0):
+                T.buffer_store(sums, memory[0], [group])
+    return k.func
+
+
+def collatz():
+    """steps[i]: how often x[i] must be halved, or tripled and increased, to become 1; at most 200."""
+    with kernel(__name__, "int32") as k:
+        x, steps = k.tensor((ITEMS,), "int32"), k.tensor((ITEMS,), "int32")
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            value, count = Local(1, x[item], "int32"), Local(1, 0, "int32")
+            with T.While(T.And(value[0] != 1, count[0] < 200)):
+                count.add(0, T.int32(1))
+                choose(T.truncmod(value[0], 2) == 0, lambda: value.set(0, T.truncdiv(value[0], 2)),
+                       lambda: value.set(0, value[0] * 3 + 1))
+            T.buffer_store(steps, count[0], [item])
+    return k.func
+
+
+def histogram():
+    """counts[i, v]: how many of the eight nibbles of x[i] are v: a private array with indices from data."""
+    with kernel(__name__, "int32") as k:
+        x, counts = k.tensor((ITEMS,), "uint32"), k.tensor((ITEMS, 16), "uint8")
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            found = Local(16, 0, "int32")
+            with T.serial(0, 8) as nibble:
+                value = T.bind(T.cast(T.bitwise_and(T.shift_right(x[item], T.cast(nibble * 4, "uint32")),
+                                                    T.uint32(15)), "int32"))
+                found.set(value, found[value] + 1)
+            with T.serial(0, 16) as value:
+                T.buffer_store(counts, T.cast(found[value], "uint8"), [item, value])
+    return k.func
+
+
+def reversed_in_memory(dtype):
+    """y = x reversed, by way of threadgroup memory of ``dtype``; names are GLSL's own words."""
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            x = T.match_buffer(T.arg("buffer", T.handle()), (ITEMS,), dtype)
+            y = T.match_buffer(T.arg("gl_Position", T.handle()), (ITEMS,), dtype)
+            with launch((1,), (ITEMS,)) as (_, (item,)):
+                memory = shared((ITEMS,), dtype)
+                T.buffer_store(memory, x[item], [item])
+                barrier()
+                T.buffer_store(y, memory[ITEMS - 1 - item], [item])
+    return builder.get()
+
+
+def extent_that_changes():
+    """y[i] = x[i] doubled: a loop whose extent its body changes runs as often as the extent said at first."""
+    with kernel(__name__, "int32") as k:
+        x, y = k.tensor((ITEMS,), "int32"), k.tensor((ITEMS,), "int32")
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            count = Local(1, x[item], "int32")
+            with T.serial(0, count[0]):
+                count.add(0, T.int32(1))
+            T.buffer_store(y, count[0], [item])
+    return k.func
+
+
+def shift_in_place(lanes):
+    """x[i] = x[i + 1] in vectors, one work-item: what lanes read is what was there before."""
+    with kernel(__name__, "int32") as k:
+        x = k.tensor((lanes + 1,))
+        with launch((1,), (1,)), T.vectorized(0, lanes) as lane:
+            T.buffer_store(x, x[lane + 1], [lane])
+    return k.func
+
+
+def vectors(offset, dtype="float32"):
+    """y[i] = x[i + offset] + x[0], in vectors of 4."""
+    with kernel(__name__, "int32") as k:
+        x, y = k.tensor((4 * ITEMS + 4,), dtype), k.tensor((4 * ITEMS,), dtype)
+        with launch((1,), (ITEMS,)) as (_, (item,)), T.vectorized(0, 4) as lane:
+            T.buffer_store(y, x[item * 4 + lane + offset] + x[0], [item * 4 + lane])
+    return k.func
+
+
+def private_vectors():
+    """y[i] = 2 x[i], by way of a private array that is read and written in vectors only."""
+    with kernel(__name__, "int32") as k:
+        x, y = k.tensor((8 * ITEMS,)), k.tensor((8 * ITEMS,))
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            kept = T.alloc_buffer((8,), "float32", scope="local")
+            with T.serial(0, 2) as part, T.vectorized(0, 4) as lane:
+                T.buffer_store(kept, x[item * 8 + part * 4 + lane], [part * 4 + lane])
+            with T.serial(0, 2) as part, T.vectorized(0, 4) as lane:
+                T.buffer_store(y, kept[part * 4 + lane] * T.float32(2), [item * 8 + part * 4 + lane])
+    return k.func
+
+
+SCALARS = ("int64", "int32", "float32", "uint32", "bool", "int8")
+
+
+def scalars(count):
+    """y[i] = the i-th scalar argument as float32; types in turn."""
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            y = T.match_buffer(T.arg("y", T.handle()), (count,), "float32")
+            values = [T.arg(f"s{i}", getattr(T, SCALARS[i % len(SCALARS)])()) for i in range(count)]
+            with launch((1,), (1,)):
+                for i, value in enumerate(values):
+                    T.buffer_store(y, T.cast(value, "float32"), [i])
+    return builder.get()
+
+
+KERNELS = {
+    "sums_int32": lambda: group_sums("int32"), "sums_int64": lambda: group_sums("int64"), "collatz": collatz,
+    "histogram": histogram, "extent": extent_that_changes,
+    **{f"reversed_{dtype}": lambda dtype=dtype: reversed_in_memory(dtype)
+       for dtype in ("float32", "float16", "bool", "int8", "uint16", "int64")},
+    **{f"shift_{lanes}": lambda lanes=lanes: shift_in_place(lanes) for lanes in (2, 3, 4, 8)},
+    **{f"vectors_{offset}_{dtype}": lambda offset=offset, dtype=dtype: vectors(offset, dtype)
+       for offset in (0, 1, 2, 4) for dtype in ("float32", "float16", "int8")},
+    "private_vectors": private_vectors, "scalars_16": lambda: scalars(16), "scalars_17": lambda: scalars(17),
+}
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return library({name: make() for name, make in KERNELS.items()}, tmp_path_factory.mktemp("statements"))
+
+
+@pytest.fixture(scope="module")
+def rng():
+    return np.random.default_rng(7)
+
+
+@pytest.mark.parametrize("name", ["sums_int32", "sums_int64"])
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000])
+def test_threadgroup_memory_and_barriers(name, n, kernels, rng):
+    x = rng.integers(-8, 8, n).astype("float32")
+    found = on_device(kernels[name], [x, np.zeros(-(-n // ITEMS), "float32")])[1]
+    np.testing.assert_array_equal(found, np.add.reduceat(x, np.arange(0, n, ITEMS)))
+
+
+def test_while(kernels):
+    x = np.arange(1, ITEMS + 1, dtype="int32")
+
+    def steps(value):
+        count = 0
+        while value != 1:
+            value, count = (value // 2 if value % 2 == 0 else 3 * value + 1), count + 1
+        return count
+
+    found = on_device(kernels["collatz"], [x, np.zeros_like(x)])[1]
+    np.testing.assert_array_equal(found, [steps(int(value)) for value in x])
+
+
+def test_private_array_with_indices_from_data(kernels, rng):
+    x = rng.integers(0, 2**32, ITEMS, "uint32")
+    nibbles = x[:, None] >> np.arange(0, 32, 4, dtype="uint32") & 15
+    expected = (nibbles[:, :, None] == np.arange(16)).sum(1).astype("uint8")
+    np.testing.assert_array_equal(on_device(kernels["histogram"], [x, np.zeros((ITEMS, 16), "uint8")])[1], expected)
+
+
+def test_a_loops_extent_is_evaluated_once(kernels):
+    x = np.arange(ITEMS, dtype="int32")
+    np.testing.assert_array_equal(on_device(kernels["extent"], [x, np.zeros_like(x)])[1], 2 * x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bool", "int8", "uint16", "int64"])
+def test_threadgroup_memory_of_all_types(dtype, kernels, rng):
+    x = (rng.integers(0, 2, ITEMS) if dtype == "bool" else rng.integers(0, 99, ITEMS)).astype(dtype)
+    found = on_device(kernels[f"reversed_{dtype}"], [x, np.zeros_like(x)])[1]
+    np.testing.assert_array_equal(found, x[::-1])
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 4, 8])
+def test_a_vector_is_read_before_it_is_written(lanes, kernels):
+    x = np.arange(lanes + 1, dtype="float32")
+    (found,) = on_device(kernels[f"shift_{lanes}"], [x])
+    np.testing.assert_array_equal(found, [*x[1:], x[-1]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("offset", [0, 1, 2, 4])
+def test_vectors_wherever_they_begin(offset, dtype, kernels, rng):
+    x = rng.integers(-9, 9, 4 * ITEMS + 4).astype(dtype)
+    found = on_device(kernels[f"vectors_{offset}_{dtype}"], [x, np.zeros(4 * ITEMS, dtype)])[1]
+    np.testing.assert_array_equal(found, x[offset:offset + 4 * ITEMS] + x[0])
+
+
+@pytest.mark.parametrize(("offset", "loads"), [(0, {"float", "vec4"}), (1, {"float"}), (2, {"float", "vec2"}),
+                                              (4, {"float", "vec4"})])
+def test_loads_are_as_wide_as_addresses_allow(offset, loads):
+    (shader,) = shaders_of({"k": vectors(offset)})
+    declared = re.findall(r"binding = \d\) (readonly)?.*{ (\w+) ", shader.source)
+    assert {element for read_only, element in declared if read_only} == loads
+    assert [element for read_only, element in declared if not read_only] == ["vec4"]
+
+
+def test_private_vectors(kernels, rng):
+    x = rng.standard_normal(8 * ITEMS).astype("float32")
+    np.testing.assert_array_equal(on_device(kernels["private_vectors"], [x, np.zeros_like(x)])[1], 2 * x)
+
+
+@pytest.mark.parametrize(("count", "uniform"), [(16, False), (17, True)])
+def test_scalars_beyond_push_constants_are_in_a_uniform_buffer(count, uniform, kernels):
+    samples = (-7, 2**31 - 1, 0.5, 2**32 - 1, True, -128)
+    values = [samples[i % len(samples)] for i in range(count)]
+    (shader,) = shaders_of({"k": scalars(count)})
+    assert shader.uniform == uniform and ("push_constant" in shader.source) != uniform
+    (found,) = on_device(kernels[f"scalars_{count}"], [np.zeros(count, "float32")], *values)
+    np.testing.assert_array_equal(found, np.array(values, "float32"))
+
+
+def test_indices_in_64_bits_are_computed_in_32():
+    (shader,) = shaders_of({"k": group_sums("int64")})
+    assert "int64" in shader.arguments and "int64_t" not in shader.source
