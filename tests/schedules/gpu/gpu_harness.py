@@ -1,4 +1,4 @@
-"""Compiles one GPU kernel and calls it on an OpenCL device of this machine, with guard regions behind its tensors."""
+"""Compiles one GPU kernel and calls it on a device of this machine, with guard regions behind its tensors."""
 
 from __future__ import annotations
 
@@ -10,26 +10,33 @@ import numpy as np
 import tvm
 import tvm_ffi
 from harness import GUARD, call_guarded, module_of
-from machine import opencl_device
+from machine import opencl_device, vulkan_device
 
 from schedules.tiles import GPU_TILES
+from targets.tools import host_library
+from targets.vulkan import export_library
 
 EXACT = 1e-12  # NMSE of float32 arithmetic against float64
 TILES = GPU_TILES["opencl"]
-TARGET = tvm.target.Target({"kind": "opencl", "max_threads_per_block": TILES.items, "max_num_threads": TILES.items},
-                           host={"kind": "llvm"})
+TARGETS = {kind: tvm.target.Target({"kind": kind, "max_threads_per_block": TILES.items, "max_num_threads": TILES.items},
+                                   host={"kind": "llvm"}) for kind in ("opencl", "vulkan")}
+kind = "opencl"  # of the devices that kernels run on
 
 
 @cache
-def compiled(func):
-    """A kernel, and the device that it runs on: one with float16 only where its text asks for that. Skips where there
-    is no such device."""
-    executable = tvm.compile(module_of(func), TARGET)
-    device = opencl_device(half="cl_khr_fp16" in executable.mod.imports[0].inspect_source(""))
+def compiled(func, kind):
+    """A kernel, and the device that it runs on: for OpenCL one with float16 only where its text asks for that. Skips
+    where there is no such device."""
+    executable = tvm.compile(module_of(func), TARGETS[kind])
     with tempfile.TemporaryDirectory(prefix="blockffn-test-") as folder:
-        path = Path(folder) / "kernel.so"
-        executable.export_library(str(path))
-        return tvm.runtime.load_module(str(path))["main"], device
+        path = str(Path(folder) / "kernel.so")
+        if kind == "vulkan":
+            device = vulkan_device()
+            export_library(executable, path, host_library().link)
+        else:
+            device = opencl_device(half="cl_khr_fp16" in executable.mod.imports[0].inspect_source(""))
+            executable.export_library(path)
+        return tvm.runtime.load_module(path)["main"], device
 
 
 class Guarded:
@@ -64,12 +71,12 @@ class Guarded:
 
 def launches() -> int:
     """Kernels launched so far by this process."""
-    return tvm_ffi.get_global_func("blockffn.opencl.launches")()
+    return tvm_ffi.get_global_func(f"blockffn.{kind}.launches")()
 
 
 def run(func, *args):
     """As ``harness.run``, on a device; some kernel was launched."""
-    (function, device), before = compiled(func), launches()
+    (function, device), before = compiled(func, kind), launches()
     written = call_guarded(function, partial(Guarded, device), args)
     assert launches() > before, "no kernel was launched"
     return written

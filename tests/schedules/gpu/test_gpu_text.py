@@ -4,7 +4,7 @@ import re
 
 import pytest
 import tvm
-from gpu_harness import TARGET
+from gpu_harness import TARGETS
 from harness import module_of
 
 from schedules import gpu
@@ -25,7 +25,7 @@ KERNELS = {
 def test_text(name):
     """Indices are 32-bit, and barriers stand outside of conditions and loops. Rows are read four floats at a time,
     as are codes eight at a time; no loop over inputs is unrolled further."""
-    source = tvm.compile(module_of(KERNELS[name]()), TARGET).mod.imports[0].inspect_source("")
+    source = tvm.compile(module_of(KERNELS[name]()), TARGETS["opencl"]).mod.imports[0].inspect_source("")
     texts = kernel_sources(source)
     assert texts
     for kernel, text in texts.items():

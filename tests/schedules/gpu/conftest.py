@@ -1,0 +1,19 @@
+"""Kernels run on devices of every kind."""
+
+import gpu_harness
+import pytest
+
+FEW_TOKENS = (1, 3, 8, 33)  # one for each form of the matrix kernels, which drivers for Vulkan take long to compile
+
+
+def pytest_generate_tests(metafunc):
+    kinds = gpu_harness.TARGETS if hasattr(metafunc.module, "run") else ("opencl",)
+    metafunc.parametrize("kind", kinds, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def kind(request, monkeypatch):
+    """What kind of device the test's kernels run on."""
+    monkeypatch.setattr(gpu_harness, "kind", request.param)
+    if request.param == "vulkan" and len(getattr(request.module, "TOKENS", ())) > len(FEW_TOKENS):
+        monkeypatch.setattr(request.module, "TOKENS", FEW_TOKENS)
