@@ -1,11 +1,13 @@
 """The check of a device, on devices."""
 
 import json
+from functools import cache, partial
 
 import numpy as np
 import pytest
 from building import build
-from checkpoints import GQA, write_random_checkpoint
+from checkpoints import GQA, MLA, write_random_checkpoint
+from machine import opencl_device, vulkan_device
 
 from runtime_py.cli import main
 from runtime_py.engine import Engine
@@ -14,29 +16,51 @@ from runtime_py.selftest.cases import CASES
 from runtime_py.selftest.checks import check_kernels
 from runtime_py.selftest.memory import GUARD, Guarded
 
+DEMO = None
+MLA_KERNELS, GQA_KERNELS = {"append_latent", "latent_query"}, {"append_heads"}
+ARTIFACTS = {  # the device, what is built for it, and kernels among others; the demo's draft has heads as GQA
+    "GQA-q0f32-opencl": (opencl_device, GQA, "q0f32", GQA_KERNELS),
+    "GQA-q0f32-vulkan": (vulkan_device, GQA, "q0f32", GQA_KERNELS),
+    "MLA-q0f32-opencl": (opencl_device, MLA, "q0f32", MLA_KERNELS),
+    "demo-q4f16_1-opencl": (partial(opencl_device, half=True), DEMO, "q4f16_1", MLA_KERNELS | GQA_KERNELS),
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """built(config, quantization, target): a model, in a folder."""
+    @cache
+    def built(config, quantization, target):
+        folder, model = tmp_path_factory.mktemp("verify"), ()
+        if config is not DEMO:
+            write_random_checkpoint(folder / "checkpoint", config)
+            model = ("--model", folder / "checkpoint")
+        build(*model, "--quantization", quantization, "--target", target, "-o", folder / "model", "-q")
+        return folder / "model"
+    return built
+
+
+@pytest.fixture
+def folder(built, device):
+    return built(GQA, "q0f32", device.kind)
+
 
 @pytest.fixture(scope="module")
 def device(each_device):
     return each_device
 
 
-@pytest.fixture(scope="module")
-def folder(device, tmp_path_factory):
-    """A tiny model."""
-    folder = tmp_path_factory.mktemp("verify-opencl")
-    write_random_checkpoint(folder / "checkpoint", GQA)
-    build("--model", folder / "checkpoint", "--quantization", "q0f32", "--target", device.kind, "-o",
-          folder / "model", "-q")
-    return folder / "model"
-
-
-def test_an_artifact_verifies(folder, device, capsys, monkeypatch):
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_an_artifact_verifies(built, name, capsys, monkeypatch):
+    find, config, quantization, factories = ARTIFACTS[name]
+    device = find()
+    folder = built(config, quantization, device.kind)
     monkeypatch.setattr(checks, "TOKENS", (1, 14))  # every further form of a kernel is a program to compile
     assert main(["verify", str(folder), "--device", device.name, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["device"] == device.name and found["product"]
     names = {kernel["factory"] for kernel in found["kernels"]}
-    assert names >= {"argmax", "append_heads", "attention", "linear", "router", "sparse_up", "sparse_down", "union"}
+    assert names >= factories | {"argmax", "attention", "linear", "router", "sparse_up", "sparse_down", "union"}
     for kernel in found["kernels"]:
         assert kernel["problem"] is None and kernel["launches"] >= kernel["calls"] >= 2
 
