@@ -6,7 +6,9 @@ DEMO := dist/demo-q0f32-cpu
 PROMPT ?= In the beginning
 # For phones as well where there is a linker for them: Android's NDK or lld.
 COMMA := ,
-DEMO_TARGETS := cpu$(if $(ANDROID_NDK)$(shell command -v ld.lld),$(COMMA)android)
+DEMO_TARGETS := cpu$(if $(ANDROID_NDK)$(ANDROID_NDK_HOME)$(shell command -v ld.lld),$(COMMA)android)
+NO_PHONES := Nothing was built for phones: no linker for Android was found; install lld (apt-get install lld) or set \
+  ANDROID_NDK to the folder of Android's NDK, then repeat make demo.
 
 .PHONY: setup demo test lint clean
 
@@ -25,6 +27,7 @@ demo: $(VENV)/.core
 	$(BIN)/python build.py --target $(DEMO_TARGETS)
 	$(BIN)/python -m runtime_py generate $(DEMO) --prompt "$(PROMPT)" --max-tokens 64 --temperature 0.7 --top-p 0.9 --seed 1
 	$(BIN)/python -m runtime_py inspect $(DEMO) --split --text-file blockffn_mlc/demo/heldout.txt
+	$(if $(findstring android,$(DEMO_TARGETS)),,@echo "$(NO_PHONES)" >&2)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n auto

@@ -37,8 +37,8 @@ class Limits:
         """Refuse kernels before lowering that take a buffer larger than the device has; symbolic extents are at most
         ``longest``. Raises UserError."""
         for name, func in kernels.items():
-            largest = max(_buffer_bytes(param.ty, longest) for param in func.params
-                          if isinstance(param.ty, tirx.BufferType))
+            largest = max((_buffer_bytes(param.ty, longest) for param in func.params
+                           if isinstance(param.ty, tirx.BufferType)), default=0)
             _check(target, name, "a buffer", largest, "bytes", self.buffer_bytes, _SMALLER)
 
     def check_functions(self, target: str, module: tvm.IRModule) -> None:

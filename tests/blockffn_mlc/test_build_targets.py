@@ -4,17 +4,23 @@ import hashlib
 import json
 import os
 import platform
+import re
+import shutil
+import subprocess
 import tarfile
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from building import build
+from small_library import with_limit
 
 from blockffn_mlc import builder
 from runtime_py.weights import load_weights
 from schedules.tiles import GPU_TILES
 from targets import TARGETS, find_target, tools
 
+ROOT = Path(__file__).resolve().parents[2]
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
 
 
@@ -128,6 +134,29 @@ def test_an_artifact_for_phones_says_how_to_run_it(phone):
                  "tvm_rpc", "mlc-package-config.json", "half precision", "256 work-items", "256 MB"):
         assert word in text, word
     assert "$ANDROID_NDK" in text and "$" not in text.replace("$ANDROID_NDK", "")
+
+
+@pytest.mark.parametrize(("limit", "allowed", "words"), [
+    ("buffer_bytes", 4096, "a buffer of"), ("threadgroup_bytes", 16, "threadgroup memory of"),
+    ("source_bytes", 100, "source text of")])
+def test_a_kernel_beyond_a_limit_stops_the_build(checkpoint, tmp_path, monkeypatch, limit, allowed, words):
+    target = with_limit(find_target("opencl"), limit, allowed)
+    monkeypatch.setitem(TARGETS, "opencl", replace(TARGETS["opencl"], make=lambda: target))
+    result = build("--model", checkpoint, "--target", "opencl", "--quantization", "q0f32", "-o", tmp_path / "out",
+                   check=False)
+    (error,) = [line for line in result.stderr.splitlines() if line.startswith("error:")]
+    assert re.match(rf"error: kernel \w+: {words} \d+ bytes, target opencl allows {allowed}; ", error), error
+    assert result.returncode == 1 and not (tmp_path / "out" / "mlc-chat-config.json").exists()
+
+
+@pytest.mark.parametrize("linker", [False, True])
+def test_make_demo_says_when_nothing_is_built_for_phones(tmp_path, linker):
+    for name in ["make", "sh", *(["ld.lld"] if linker else [])]:
+        (tmp_path / name).symlink_to(shutil.which(name) or "/bin/true")
+    commands = subprocess.run([tmp_path / "make", "-n", "demo"], env={"PATH": str(tmp_path)}, cwd=ROOT, check=True,
+                              capture_output=True, text=True).stdout
+    assert ("--target cpu,android" in commands) == linker
+    assert ("no linker for Android was found; install lld (apt-get install lld)" in commands) != linker
 
 
 def test_list_targets_says_what_is_here(monkeypatch):
