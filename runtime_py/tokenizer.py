@@ -13,7 +13,8 @@ from blockffn_mlc.errors import UserError
 
 _REPLACEMENT = "\ufffd"
 _SPACE = "\u2581"  # the sign sentencepiece writes for a space
-_JOINING = ("ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace")
+_BY_TOKEN = ("ByteFallback", "Metaspace", "Replace")  # steps of decoders that change every token by itself
+_JOINING = ("ByteLevel", "Fuse")  # steps that make one text of all tokens, which those behind them change as a whole
 _CONTEXT = 16  # tokens before the first streamed one that its spacing may depend on
 
 
@@ -87,8 +88,14 @@ def _joins(backend: HubTokenizer) -> bool:
     """Whether a whole token's text is the same behind any whole characters, as the common decoders have it; others may
     change spaces or cut the text's end."""
     decoder = json.loads(backend.to_str())["decoder"] or {}
-    steps = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
-    return all(step.get("type") in _JOINING or step.get("type") == "Strip" and not step.get("stop") for step in steps)
+    joined = False
+    for step in decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]:
+        if step.get("type") == "Strip" and not step.get("stop"):
+            continue  # changes the beginning only
+        if joined or step.get("type") not in (*_BY_TOKEN, *_JOINING):
+            return False
+        joined = step["type"] in _JOINING
+    return True
 
 
 class StreamDecoder:
