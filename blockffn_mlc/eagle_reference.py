@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checkpoint.draft import expected_shapes, open_draft
 from .draft_config import DraftConfig
-from .reference import Reference, _heads, _rms_norm, _rotate, rope_table
+from .reference import Reference, rms_norm, rope_table, rotate, split_heads
 
 Cache = list[tuple[Tensor, Tensor]]
 """Per layer the rotated keys and the values, each [B, kv heads, rows, head_dim]"""
@@ -82,7 +82,7 @@ class EagleReference:
         return F.linear(drafted * self.target.config.logit_scale, self.head).float()
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        return _rms_norm(x, self.tensors[name + ".weight"], self.target.config.rms_norm_eps)
+        return rms_norm(x, self.tensors[name + ".weight"], self.target.config.rms_norm_eps)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.tensors[name + ".weight"], self.tensors.get(name + ".bias"))
@@ -91,9 +91,9 @@ class EagleReference:
                    mask: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Grouped-query attention of the new rows to the old and new ones that ``mask`` allows."""
         config = self.config
-        q = _rotate(_heads(self._linear(prefix + "q_proj", x), config.num_attention_heads), cos, sin)
-        k = _rotate(_heads(self._linear(prefix + "k_proj", x), config.num_key_value_heads), cos, sin)
-        v = _heads(self._linear(prefix + "v_proj", x), config.num_key_value_heads)
+        q = rotate(split_heads(self._linear(prefix + "q_proj", x), config.num_attention_heads), cos, sin)
+        k = rotate(split_heads(self._linear(prefix + "k_proj", x), config.num_key_value_heads), cos, sin)
+        v = split_heads(self._linear(prefix + "v_proj", x), config.num_key_value_heads)
         k = k.to(v.dtype)
         if past is not None:
             k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)

@@ -74,7 +74,7 @@ class Reference:
                                torch.stack(logits), hidden)
 
     def _norm(self, name: str, x: Tensor, eps: float | None = None) -> Tensor:
-        return _rms_norm(x, self.tensors[name + ".weight"], self.config.rms_norm_eps if eps is None else eps)
+        return rms_norm(x, self.tensors[name + ".weight"], self.config.rms_norm_eps if eps is None else eps)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.tensors[name + ".weight"], self.tensors.get(name + ".bias"))
@@ -85,24 +85,24 @@ class Reference:
         nope, rope, heads = config.qk_nope_head_dim, config.qk_rope_head_dim, config.num_attention_heads
         q = self._linear(prefix + "q_a_proj", x)
         q = self._linear(prefix + "q_b_proj", self._norm(prefix + "q_a_layernorm", q, LATENT_NORM_EPS))
-        q_nope, q_rope = _heads(q, heads).split([nope, rope], -1)
+        q_nope, q_rope = split_heads(q, heads).split([nope, rope], -1)
         latent, k_rope = self._linear(prefix + "kv_a_proj_with_mqa", x).split([config.kv_lora_rank, rope], -1)
         kv = self._linear(prefix + "kv_b_proj", self._norm(prefix + "kv_a_layernorm", latent, LATENT_NORM_EPS))
-        k_nope, v = _heads(kv, heads).split([nope, config.head_dim], -1)
-        k_rope = _rotate(k_rope.unsqueeze(1), cos, sin).expand(-1, heads, -1, -1)
-        q = torch.cat([q_nope, _rotate(q_rope, cos, sin)], -1)
+        k_nope, v = split_heads(kv, heads).split([nope, config.head_dim], -1)
+        k_rope = rotate(k_rope.unsqueeze(1), cos, sin).expand(-1, heads, -1, -1)
+        q = torch.cat([q_nope, rotate(q_rope, cos, sin)], -1)
         k = torch.cat([k_nope, k_rope.to(k_nope.dtype)], -1)
         return self._attend(prefix, q, k, v)
 
     def _gqa(self, prefix: str, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Grouped-query attention, [B, T, H] to [B, T, H]."""
         config = self.config
-        q = _heads(self._linear(prefix + "q_proj", x), config.num_attention_heads)
-        k = _heads(self._linear(prefix + "k_proj", x), config.num_key_value_heads)
-        v = _heads(self._linear(prefix + "v_proj", x), config.num_key_value_heads)
+        q = split_heads(self._linear(prefix + "q_proj", x), config.num_attention_heads)
+        k = split_heads(self._linear(prefix + "k_proj", x), config.num_key_value_heads)
+        v = split_heads(self._linear(prefix + "v_proj", x), config.num_key_value_heads)
         groups = config.num_attention_heads // config.num_key_value_heads
-        k = _rotate(k, cos, sin).repeat_interleave(groups, 1)
-        return self._attend(prefix, _rotate(q, cos, sin), k, v.repeat_interleave(groups, 1))
+        k = rotate(k, cos, sin).repeat_interleave(groups, 1)
+        return self._attend(prefix, rotate(q, cos, sin), k, v.repeat_interleave(groups, 1))
 
     def _attend(self, prefix: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Causal softmax attention over [B, heads, T, width], scaled by (width of a key)^-0.5, then o_proj.
@@ -122,7 +122,7 @@ class Reference:
             logits = F.linear(x.float(), tensors[prefix + "router_proj.weight"])
             scores = F.relu(logits)
             if config.norm_after_router == "rms":
-                scores = _rms_norm(scores, tensors[prefix + "router_norm.weight"], config.rms_norm_eps)
+                scores = rms_norm(scores, tensors[prefix + "router_norm.weight"], config.rms_norm_eps)
             elif config.norm_after_router == "sum":
                 scores = scores / (scores.sum(-1, keepdim=True) * config.norm_scale + 1e-5)
         up, down = tensors[prefix + "up_proj"], tensors[prefix + "down_proj"]
@@ -131,12 +131,13 @@ class Reference:
         return F.linear(inner.flatten(-2), down.transpose(0, 1).flatten(1)), scores, logits
 
 
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean of x^2 over the last axis + eps) * weight, in float32."""
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def split_heads(x: Tensor, heads: int) -> Tensor:
     """[B, T, heads * width] to [B, heads, T, width]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
@@ -148,7 +149,7 @@ def rope_table(config: BlockFFNConfig, tokens: int, width: int) -> tuple[Tensor,
     return angles.cos(), angles.sin()
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Half-split rotary embedding of the last axis of [B, heads, T, rope_dim], in float32."""
     low, high = x.float().chunk(2, -1)
     return torch.cat([low * cos - high * sin, high * cos + low * sin], -1)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from blockffn_mlc.config import LATENT_NORM_EPS
-from blockffn_mlc.reference import Reference, _heads, _rotate
+from blockffn_mlc.reference import Reference, rotate, split_heads
 
 
 class HalfCacheReference(Reference):
@@ -49,11 +49,11 @@ class CodedReference(HalfCacheReference):
         k_up, v_up = kv_b.split([nope, c.head_dim], 1)
         q = self._linear(prefix + "q_b_proj",
                          self._norm(prefix + "q_a_layernorm", self._linear(prefix + "q_a_proj", x), LATENT_NORM_EPS))
-        q_nope, q_rope = _heads(q, heads).split([nope, rope], -1)
+        q_nope, q_rope = split_heads(q, heads).split([nope, rope], -1)
         keys, k_rope = self._linear(prefix + "kv_a_proj_with_mqa", x).split([latent, rope], -1)
         keys = self._norm(prefix + "kv_a_layernorm", keys, LATENT_NORM_EPS).unsqueeze(1)
-        q = torch.cat([torch.einsum("bhtd,hdl->bhtl", self._round(q_nope), k_up), _rotate(q_rope, cos, sin)], -1)
-        k = torch.cat([keys, _half(_rotate(k_rope.unsqueeze(1), cos, sin))], -1)
+        q = torch.cat([torch.einsum("bhtd,hdl->bhtl", self._round(q_nope), k_up), rotate(q_rope, cos, sin)], -1)
+        k = torch.cat([keys, _half(rotate(k_rope.unsqueeze(1), cos, sin))], -1)
         scores = q @ k.transpose(2, 3) * c.qk_head_dim**-0.5
         scores = scores + torch.full(scores.shape[-2:], float("-inf")).triu(1)
         values = torch.einsum("bhtl,hvl->bthv", self._round(scores.softmax(-1) @ keys), v_up)

@@ -7,6 +7,7 @@ import pickletools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
@@ -20,9 +21,9 @@ _STRUCTURE = {"PROTO", "FRAME", "MARK", "APPEND", "APPENDS", "PUT", "BINPUT", "L
 
 
 def find_frequent_tokens(folder: Path, vocabulary: int, count: int | None) -> tuple[int, ...] | None:
-    """The list ``freq_N.json``, ``.npy`` or ``.pkl`` of a draft's folder, its first ``count`` ids if given; None
-    without a list. ``vocabulary``: the target's size. Raises UserError."""
-    paths = sorted(path for path in folder.glob("freq_*") if path.suffix in _READERS)
+    """The list ``freq_N`` (``.json``, ``.npy``, ``.pkl`` or ``.pt``) of a draft's folder, its first ``count`` ids if
+    given; None without a list. ``vocabulary``: the target's size. Raises UserError."""
+    paths = sorted(folder.glob("freq_*"))
     if len(paths) > 1:
         named = [path for path in paths if path.stem == f"freq_{count}"]
         if len(named) != 1:
@@ -34,6 +35,9 @@ def find_frequent_tokens(folder: Path, vocabulary: int, count: int | None) -> tu
             raise UserError(f"--draft-vocab {count}: expected a frequency list freq_N{', freq_N'.join(_READERS)} in "
                             f"{folder}, found none")
         return None
+    if paths[0].suffix not in _READERS:
+        raise UserError(f"{paths[0]}: expected a frequency list freq_N{', freq_N'.join(_READERS)}, found another kind "
+                        "of file; save it as a JSON list of integers, or move it away")
     tokens = read_frequent_tokens(paths[0], vocabulary)
     if count is not None and not 0 < count <= len(tokens):
         raise UserError(f"--draft-vocab {count}: expected 1 to {len(tokens)}, the number of ids in {paths[0]}")
@@ -75,9 +79,25 @@ def _read_npy(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
+    return _unpickled(path.read_bytes())
+
+
+def _read_torch(path: Path) -> Any:
+    """What ``torch.save`` makes of a list: a pickle in a zip archive."""
+    try:
+        with ZipFile(path) as archive:
+            entries = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
+            if len(entries) != 1 or entries[0].compress_type != ZIP_STORED:  # compressed it could grow without limit
+                raise ValueError("expected one data.pkl, stored as it is")
+            return _unpickled(archive.read(entries[0]))
+    except (BadZipFile, RuntimeError) as error:  # the latter where it is encrypted
+        raise ValueError(f"no archive as torch.save writes: {error}") from None
+
+
+def _unpickled(data: bytes) -> Any:
     """A pickled list of integers, read off the instructions of the pickle, none of which is carried out."""
     ids, lists = [], 0
-    for opcode, argument, _ in pickletools.genops(path.read_bytes()):
+    for opcode, argument, _ in pickletools.genops(data):
         lists += opcode.name in _LISTS
         if opcode.name in _INTEGERS:
             ids.append(argument)
@@ -86,4 +106,5 @@ def _read_pickle(path: Path) -> Any:
     return ids if lists else None
 
 
-_READERS: dict[str, Callable[[Path], Any]] = {".json": _read_json, ".npy": _read_npy, ".pkl": _read_pickle}
+_READERS: dict[str, Callable[[Path], Any]] = {
+    ".json": _read_json, ".npy": _read_npy, ".pkl": _read_pickle, ".pt": _read_torch}

@@ -4,11 +4,13 @@ import json
 import os
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 from checkpoints import GQA, MLA, write_random_draft, write_tensors
 
 import build as command
@@ -140,6 +142,8 @@ def write_list(folder, suffix, tokens, protocol=4):
         path.write_text(json.dumps(tokens))
     elif suffix == ".npy":
         np.save(path, np.array(tokens))
+    elif suffix == ".pt":
+        torch.save(tokens, path)
     else:
         path.write_bytes(pickle.dumps(tokens, protocol))
     return path
@@ -150,7 +154,8 @@ def target_with(vocabulary):
                                                         ["MiniCPMForCausalLM"]})
 
 
-@pytest.mark.parametrize(("suffix", "protocol"), [(".json", 0), (".npy", 0), *((".pkl", p) for p in range(6))])
+@pytest.mark.parametrize(("suffix", "protocol"), [
+    (".json", 0), (".npy", 0), (".pt", 0), *((".pkl", p) for p in range(6))])
 @pytest.mark.parametrize("tokens", [TOKENS, [9], list(range(3000))], ids=len)
 def test_every_kind_of_list_is_read(folder, suffix, protocol, tokens):
     edit_config(folder, vocab_size=VOCABULARY)
@@ -180,7 +185,7 @@ def test_without_a_list_there_is_nothing_to_cut(folder):
     assert "--draft-vocab 64" in message and "found none" in message
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npy", ".pkl"])
+@pytest.mark.parametrize("suffix", [".json", ".npy", ".pkl", ".pt"])
 @pytest.mark.parametrize(("tokens", "words"), [
     ([3, 512], ["0 to 511", "512", "place 1"]), ([-1], ["0 to 511", "-1", "place 0"]),
     ([3, 4, 3], ["distinct", "3 at places 0 and 2"]), ([], ["list of token ids"]), ([0.5], ["list of token ids"]),
@@ -191,7 +196,7 @@ def test_lists_of_anything_else_are_refused(folder, suffix, tokens, words):
     assert all(word in message for word in [*words, str(path)]), message
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npy", ".pkl"])
+@pytest.mark.parametrize("suffix", [".json", ".npy", ".pkl", ".pt"])
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:-3], lambda data: b"\xff" * 40])
 def test_damaged_lists_are_refused(folder, suffix, damage):
     path = write_list(folder, suffix, [3, 4, 5])
@@ -218,6 +223,10 @@ def test_no_pickle_runs_code(folder, tmp_path, protocol):
         path.write_bytes(data)
         message = refusal(folder)
         assert "refused at its instruction" in message and "JSON" in message
+        path.unlink()
+        torch.save(attack, path := path.with_suffix(".pt"), pickle_protocol=max(protocol, 2))
+        message = refusal(folder)
+        assert str(path) in message and "refused at its instruction" in message and "JSON" in message
         assert not mark.exists()
         pickle.loads(data)  # the attack is real
         mark.rmdir()
@@ -234,6 +243,28 @@ def test_odd_pickles_cost_nothing(folder, data):
         assert open_draft(folder, TARGET).draft.token_ids == (3,)
     else:
         assert str(path) in refusal(folder)
+
+
+@pytest.mark.parametrize(("names", "how", "words"), [
+    (["freq_3/data.pkl"], zipfile.ZIP_DEFLATED, "stored as it is"), ([], zipfile.ZIP_STORED, "one data.pkl"),
+    (["a/data.pkl", "b/data.pkl"], zipfile.ZIP_STORED, "one data.pkl")])
+def test_archives_that_torch_would_not_write_are_refused(folder, names, how, words):
+    path = write_list(folder, ".pt", [3])
+    with zipfile.ZipFile(path, "w", how) as archive:
+        for name in names:
+            archive.writestr(name, pickle.dumps([3], 2))
+    message = refusal(folder)
+    assert str(path) in message and words in message
+
+
+def test_a_list_of_another_kind_is_not_overlooked(folder):
+    (folder / "freq_128.json").rename(folder / "freq_128.txt")
+    for count in (None, 128):
+        message = refusal(folder, vocabulary=count)
+        assert "freq_128.txt" in message and "freq_N.json, freq_N.npy, freq_N.pkl, freq_N.pt" in message
+    (folder / "freq_5.json").write_text("[1, 2, 3, 4, 5]")
+    assert "freq_128.txt, freq_5.json" in refusal(folder)
+    assert open_draft(folder, TARGET, 5).draft.token_ids == (1, 2, 3, 4, 5)
 
 
 def test_a_file_too_large_for_a_list_is_not_read(folder):

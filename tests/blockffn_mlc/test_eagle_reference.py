@@ -1,21 +1,12 @@
 """The PyTorch draft equals an independent transcription of the released engine's arithmetic."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from compiled import GOLDEN, nmse
 
 from blockffn_mlc.eagle_reference import EagleReference
 from blockffn_mlc.reference import Reference
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def nmse(actual, expected):
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape
-    return ((actual - expected) ** 2).sum() / (expected**2).sum()
 
 
 @pytest.fixture(scope="module")

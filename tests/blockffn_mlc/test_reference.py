@@ -1,21 +1,13 @@
 """The PyTorch reference equals what the original implementation computed for two small random checkpoints."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from compiled import GOLDEN, nmse
 
 from blockffn_mlc.reference import Reference
-
-GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def nmse(actual, expected):
-    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
-    assert actual.shape == expected.shape
-    return ((actual - expected) ** 2).sum() / (expected**2).sum()
 
 
 @pytest.fixture(params=["mla_block", "gqa_block_linear"])

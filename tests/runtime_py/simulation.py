@@ -46,9 +46,7 @@ class Trace:
         key = position, shape.size, shape.depth
         if key not in self._parts:
             parents, path = self.steps[position]
-            levels = [0] * len(parents)
-            for node in range(1, len(parents)):
-                levels[node] = levels[parents[node]] + 1
+            levels = Tree(parents, parents).levels  # whatever the tokens
             kept = [node for node, level in enumerate(levels) if level <= shape.depth][:shape.size]
             place = {node: i for i, node in enumerate(kept)}
             tokens = [-1] * len(kept)

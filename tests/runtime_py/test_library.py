@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from compiled import nmse
 
 import build as compiler
 from blockffn_mlc.errors import UserError
@@ -43,10 +44,6 @@ def golden():
 @pytest.fixture(scope="module")
 def ids(golden):
     return golden["ids"][0].tolist()
-
-
-def nmse(found, expected):
-    return np.sum((found.astype(np.float64) - expected) ** 2) / np.sum(expected.astype(np.float64) ** 2)
 
 
 @pytest.mark.parametrize("chunk", [None, 7, 1])
