@@ -10,7 +10,7 @@ counts 1/MEMORY less for every later one.
 *Decision.* The shape with the most expected tokens per second (of the cost table), counting in the passes for which
 the drafter had nothing to offer. Plain decoding is one of the shapes. Before anything is known, a draft is taken to be
 right with probability PRIOR on each level, and a wider tree to bring nothing more; the first FIRST drafts speculate
-even so.
+even so, unless the drafter had nothing to offer PATIENCE times before.
 
 *Exploration.* More is drafted than verified: up to GROW times the nodes, always by a draft model, for which they cost
 little, and else in the first FIRST drafts and in every PROBE-th; these are also one level deeper than decided.
@@ -18,7 +18,8 @@ little, and else in the first FIRST drafts and in every PROBE-th; these are also
 *Retry.* While plain decoding wins, a tree is drafted now and then, of which nothing is verified: twice after WAIT
 tokens, then after twice as many each time, MAX_WAIT at most. Success, speculation ahead again, resets the wait.
 
-Levels drafted only to learn may take SHARE of plain decoding's time, whatever the counts say (but for the FIRST).
+What is drafted only to learn, and asking in vain, may take SHARE of plain decoding's time, whatever the counts say (but
+for the FIRST).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .tree import Tree, TreeShape
 
 MEMORY = 64
 PRIOR, PRIOR_WEIGHT = 0.5, 8  # the latter in trees
-FIRST, PROBE, GROW = 4, 4, 4
+FIRST, PATIENCE, PROBE, GROW = 3, 6, 4, 4
 WAIT, MAX_WAIT = 2, 16
 SHARE = 0.01
 HOPE = 0.9
@@ -73,10 +74,11 @@ def counterfactuals(levels: Sequence[int], path: Sequence[int], shapes: Sequence
     return results
 
 
-def fastest(tokens: Sequence[float], seconds: Sequence[float], idle: float, idle_seconds: float) -> int:
-    """The index with the most tokens per second, where a pass of ``tokens`` in ``seconds`` comes with ``idle`` tokens
-    of other passes in ``idle_seconds``. Of equals the first."""
-    rates = [(count + idle) / (time + idle_seconds) for count, time in zip(tokens, seconds)]
+def fastest(tokens: Sequence[float], seconds: Sequence[float], idle: float = 0.0, idle_seconds: float = 0.0) -> int:
+    """The index with the most tokens per second, of equals the first. The first is plain decoding; a pass of any other,
+    of ``tokens`` in ``seconds``, comes with ``idle`` tokens of other passes in ``idle_seconds``."""
+    rates = [tokens[0] / seconds[0], *((count + idle) / (time + idle_seconds)
+                                       for count, time in zip(tokens[1:], seconds[1:]))]
     return rates.index(max(rates))
 
 
@@ -131,12 +133,17 @@ class Controller:
         self._best = self._candidate = 0  # of all shapes, and of those that speculate
         self._asked = self._shapes[0]
         self._open: list[_Draft] = []  # whose paths may go on
-        self._drafted = 0
-        self._idle = 0.0  # passes for which the drafter had nothing to offer, faded as the gains are
+        self._drafted = self._vain = 0
+        # Passes for which the drafter had a tree to offer, and had none, faded as the gains are.
+        self._offers = self._idle = 0.0
         self._missed = 0  # plain passes since a tree was learnt from
         self._budget = 0.0  # seconds
         self._wait = self._next_wait = WAIT
         self._decide()
+
+    def restart(self) -> None:
+        """Another text begins: what the trees drafted last would have brought is not known."""
+        self._open.clear()
 
     def choose(self, levels: int) -> TreeShape:
         """The shape to draft for the next pass, of at most so many levels."""
@@ -159,18 +166,25 @@ class Controller:
         elif len(tree) > 1:
             draft = _Draft(tree, self._asked, [0])
             draft.follow(text[1:])
+            self._offers += 1
             self._note(draft)
         else:
             self._idle += 1
+            self._vain += 1
+            self._budget -= 0.0 if self._best else self._costs.try_seconds
         for draft in closed:
             self._open.remove(draft)
             self._learn(draft)
-        if closed:
+        if closed or self._best and tree is not None:
             self._decide()
+
+    @property
+    def _first(self) -> bool:
+        return self._drafted < FIRST and self._vain < PATIENCE
 
     def _speculate(self) -> TreeShape:
         shape = self._shapes[self._best]
-        first, probe = self._drafted < FIRST, self._drafted % PROBE == 0
+        first, probe = self._first, self._drafted % PROBE == 0
         if not (first or probe or self._costs.draft_seconds):
             return shape
         deeper = min(shape.depth + 1, self._deepest)
@@ -188,8 +202,9 @@ class Controller:
         return TreeShape(size, depth if self._costs.draft_seconds else size - 1, TOP_K)
 
     def _extra(self, depth: int) -> float:
-        """Seconds of drafting more levels than the decided shape has."""
-        return self._costs.drafting(depth) - self._costs.drafting(self._shapes[self._best].depth)
+        """Seconds of drafting more levels than the decided shape has, and of asking where that is plain decoding."""
+        asking = 0.0 if self._best else self._costs.try_seconds
+        return asking + self._costs.drafting(depth) - self._costs.drafting(self._shapes[self._best].depth)
 
     def _note(self, draft: _Draft) -> None:
         self._open.append(draft)
@@ -215,6 +230,7 @@ class Controller:
                 gain.weight += 1
             else:
                 gain.fade(missed)
+        self._offers *= _FADE
         self._idle *= _FADE
         self._missed = 0
 
@@ -230,8 +246,9 @@ class Controller:
             seconds.append(seconds[inner] + gain.seconds / gain.weight)
         if len(tokens) == 1:
             return
-        idle = self._idle, self._idle * self._plain
-        self._candidate = 1 + fastest(tokens[1:], seconds[1:], *idle)
-        self._best = self._candidate if self._drafted < FIRST else fastest(tokens, seconds, *idle)
+        idle = self._idle / max(self._offers, 1.0)
+        idle = idle, idle * (self._plain + self._costs.try_seconds)
+        self._candidate = fastest([0.0, *tokens[1:]], seconds, *idle)
+        self._best = self._candidate if self._first else fastest(tokens, seconds, *idle)
         if self._best:
             self._wait = self._next_wait = WAIT

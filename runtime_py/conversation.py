@@ -32,8 +32,9 @@ class Conversation:
             raise UserError(f"{engine.artifact.path}: this artifact has no tokenizer, which a conversation needs")
         self._engine = engine
         self._template = load_template(engine.artifact, engine.tokenizer)
-        self.session = engine.session(draft, dense=dense)
-        self._controller = engine.controller(self.session.drafter, tree_size, dense=dense)
+        self.session = engine.session(dense=dense)
+        drafter, self._controller = engine.drafting(draft, tree_size, dense=dense)
+        self.session.attach(drafter)
         self.turns: list[Turn] = []
         self._generation: Generation | None = None
 

@@ -36,11 +36,12 @@ from .weights import INDEX
 if TYPE_CHECKING:
     from .engine import Engine
 
-_RECIPE = 4  # of the measurement; entries of another are stale
+_RECIPE = 5  # of the measurement; entries of another are stale
 _CACHED_TOKENS = 64  # attention is a small part of a pass, so its depth matters little
 _REPEATED = 4  # times the same of them
 _ROUNDS = 3, 25  # at least, at most
 _SECONDS = 1.0  # no further round begins after it
+_STEADY = 3.0  # times the shortest: a median beyond it says that something else was running
 _DEPTHS = 8
 _DRAFT_NODES = 16  # of the trees drafted: a typical 4 to verify, and GROW times as many to learn from
 _GREEDY = Sampler(GREEDY)
@@ -60,8 +61,11 @@ def cost_table(engine: Engine, drafter: Drafter, progress: Callable[[str], None]
     table = _read(path, key)
     if table is None:
         progress(f"measuring what passes over 1 to {NODES[-1]} tokens cost (kept in {path.parent}) ...")
-        table = measure_costs(engine, drafter, dense)
-        _write(path, key, table)
+        table, undisturbed = measure_costs(engine, drafter, dense)
+        if undisturbed:
+            _write(path, key, table)
+        else:
+            progress("other programs disturbed the measurement: it is not kept, the next process measures again")
     return table
 
 
@@ -77,17 +81,18 @@ def cache_key(engine: Engine, drafter: str, dense: bool = False) -> dict[str, An
             "drafter": drafter, "dense": dense}
 
 
-def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> CostTable:
+def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> tuple[CostTable, bool]:
     """Medians of rounds over all numbers of nodes and levels, in turn forwards and backwards, so that a slow moment
     meets different ones; the first round warms up. Rounds go on for ``_SECONDS``, which bounds the time on small
-    models; on large ones there are ``_ROUNDS[0]``, the fewest whose median outvotes a disturbance. Forgets what
-    ``drafter`` knows."""
+    models; on large ones there are ``_ROUNDS[0]``, the fewest whose median outvotes a disturbance. Also returns
+    whether the medians are to be trusted. Forgets what ``drafter`` knows."""
     session = engine.session(drafter, dense=dense)
     tree, work = _nodes(session, engine.artifact), {}
     for count in NODES:
-        if count <= len(tree):
+        if count <= len(tree) and count.bit_length() <= session.room:
             work[count] = partial(_step, session, Controller(_EVEN), tree[:count])
     depths = range(1, _DEPTHS + 1 if drafter.by_level else 1)
+    work["try"] = partial(_try, session, Controller(_EVEN), tree[0])
     for depth in depths:
         work["draft", depth] = partial(drafter.draft, tree[0], TreeShape(_DRAFT_NODES, depth, TOP_K))
     times: dict[Any, list[float]] = {name: [] for name in work}
@@ -102,9 +107,11 @@ def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> Cost
             break
     session.rollback(0)
     seconds = {name: statistics.median(laps) for name, laps in times.items()}
+    undisturbed = all(seconds[name] <= _STEADY * min(laps) for name, laps in times.items())
     nodes = tuple(count for count in NODES if count in seconds)
-    return CostTable(nodes, _rising(seconds[count] for count in nodes),
-                     _rising(seconds["draft", depth] for depth in depths))
+    table = CostTable(nodes, _rising(seconds[count] for count in nodes),
+                      _rising(seconds["draft", depth] for depth in depths), max(seconds["try"] - seconds[1], 0.0))
+    return table, undisturbed
 
 
 def _rising(seconds: Iterable[float]) -> tuple[float, ...]:
@@ -141,6 +148,19 @@ def _step(session: Session, controller: Controller, tokens: list[int]) -> None:
         path, drawn = accept(tree, session.tree(tree.tokens, tree.parents).logits, _GREEDY)
         session.commit(path)
         controller.observe(tree, [tokens[0], *drawn[:-1]])
+    session.wait()
+    session.rollback(length)
+
+
+def _try(session: Session, controller: Controller, token: int) -> None:
+    """A plain pass for which the drafter is asked in vain, or only to learn from what it says."""
+    length = session.length
+    tree = Tree([token], [-1])
+    if not session.drafter.by_level:
+        tree = session.drafter.draft(token, TreeShape(_DRAFT_NODES, _DRAFT_NODES - 1, TOP_K))
+    controller.choose(_DRAFT_NODES)
+    _GREEDY(session.step(token))
+    controller.observe(tree if len(tree) > 1 else Tree([token, token], [-1, 0]), [token])
     session.wait()
     session.rollback(length)
 

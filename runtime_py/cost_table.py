@@ -18,18 +18,21 @@ NODES = (1, 2, 4, 8, 16, 32, 48, 64)
 @dataclass(frozen=True)
 class CostTable:
     """``seconds[i]``: a pass over ``nodes[i]`` nodes, for ascending ``nodes`` from 1 on (1: a plain decoding step), and
-    choosing its tokens. ``draft_seconds[d - 1]``: drafting d levels; empty where ``seconds`` hold the drafting too."""
+    choosing its tokens. ``draft_seconds[d - 1]``: drafting d levels; empty where ``seconds`` hold the drafting too.
+    ``try_seconds``: what asking the drafter takes when nothing of the tree is verified, beside its levels."""
 
     nodes: tuple[int, ...]
     seconds: tuple[float, ...]
     draft_seconds: tuple[float, ...] = ()
+    try_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         """Raises ValueError for anything but positive times of ascending numbers of nodes."""
         times = (*self.seconds, *self.draft_seconds)
+        tried = self.try_seconds
         if not (len(self.nodes) == len(self.seconds) > 0 and self.nodes[0] == 1 and self.nodes[-1] <= MASK_BITS
                 and all(a < b for a, b in zip(self.nodes, self.nodes[1:]))
-                and all(math.isfinite(time) and time > 0 for time in times)):
+                and all(math.isfinite(time) and time > 0 for time in times) and 0 <= tried < math.inf):
             raise ValueError(f"expected positive seconds for ascending numbers of nodes from 1 to {MASK_BITS}, "
                              f"found {self}")
 
@@ -57,6 +60,7 @@ class CostTable:
         """Raises ValueError for anything but the fields."""
         try:
             return cls(*(tuple(number(value) for value in values[name])
-                         for name, number in (("nodes", int), ("seconds", float), ("draft_seconds", float))))
+                         for name, number in (("nodes", int), ("seconds", float), ("draft_seconds", float))),
+                       float(values["try_seconds"]))
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not a cost table ({type(error).__name__}: {error})") from None

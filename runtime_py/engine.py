@@ -96,6 +96,16 @@ class Engine:
         computed, to compare with."""
         return Session(self.artifact, self.library, make_drafter(draft, self.artifact, self.library), dense=dense)
 
+    def drafting(self, draft: str | Drafter, tree_size: int | None = None, *,
+                 dense: bool = False) -> tuple[Drafter | None, ShapeController]:
+        """A drafter for a new session, and what decides on its trees; ``draft`` and ``tree_size`` as for ``generate``.
+        "auto" is lookup where the artifact's draft model could not pay on this device. Raises UserError."""
+        drafter = make_drafter(draft, self.artifact, self.library)
+        controller = self.controller(drafter, tree_size, dense=dense)
+        if draft == "auto" and tree_size is None and drafter.by_level and isinstance(controller, FixedShape):
+            return self.drafting("ngram", dense=dense)
+        return drafter, controller
+
     def controller(self, drafter: Drafter | None, tree_size: int | None = None, *,
                    dense: bool = False) -> ShapeController:
         """What decides how large a tree ``drafter`` drafts from pass to pass; ``tree_size`` fixes it (1: plain
@@ -122,17 +132,20 @@ class Engine:
         (None: up to 256, as the window allows). Returns an iterator of tokens.
 
         Drafts change how fast tokens come, never which. ``draft``: "eagle" (the artifact's draft model), "ngram"
-        (lookup in the text itself), "auto" (the former where there is one, else the latter), "none", or a drafter.
+        (lookup in the text itself), "auto" (the former where there is one that can pay, else the latter), "none", or a
+        drafter.
         ``tree_size``: nodes of the tree drafted in every pass (1: none; None: as it pays).
 
         Raises UserError before any work when prompt and ``max_tokens`` do not fit into the context window, or the
         artifact cannot draft so."""
-        session = self.session(draft)
+        session = self.session()
         ids = session.checked(self._ids(prompt))
         check_limits(session, ids, max_tokens)  # before the controller's costs may be measured
+        drafter, controller = self.drafting(draft, tree_size)
+        session.attach(drafter)
         decoder = StreamDecoder(self.tokenizer, ids) if self.has_tokenizer else None
         return Generation(session, ids, sampling, stop_ids=self.artifact.config.eos_token_id, max_tokens=max_tokens,
-                          decoder=decoder, controller=self.controller(session.drafter, tree_size))
+                          decoder=decoder, controller=controller)
 
     def score(self, text: str | Sequence[int], chunk: int | None = None) -> Score:
         """Logits, router scores and log-probabilities of a text or of token ids (taken as they are).

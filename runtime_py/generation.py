@@ -66,12 +66,18 @@ class Generation:
     def __next__(self) -> Token:
         return next(self._tokens)
 
+    def figures(self) -> str:
+        """What it cost, in words."""
+        idle = self.draft != "none" and self.stats.passes and not self.stats.drafted
+        return f"{self.stats}" + "\nno drafts: by what passes cost here they would not have paid" * bool(idle)
+
     def close(self) -> None:
         """End it here: nothing more comes, and the session is left alone."""
         self._tokens.close()
 
     def _run(self, prompt: list[int]) -> Iterator[Token]:
         sample, clock = Sampler(self.sampling), Stopwatch()
+        self._controller.restart()
         logits = self._session.extend(prompt)
         self._session.wait()
         self.stats.prefill_seconds = clock.seconds

@@ -45,6 +45,12 @@ class Session:
         self._caches = library.new_caches()
         self._tree: tuple[list[int], list[int], np.ndarray | None] | None = None
         self.tokens: list[int] = []
+        self.attach(drafter)
+
+    def attach(self, drafter: Drafter | None) -> None:
+        """Tell ``drafter`` of every change from now on. Raises ValueError when the session holds tokens already."""
+        if self.tokens:
+            raise ValueError(f"expected an empty session, which its drafter knows all of, found {self.length} tokens")
         self.drafter = drafter
         if drafter is not None:
             drafter.rollback(0)

@@ -18,6 +18,9 @@ PLAIN = TreeShape(size=1, depth=0, top_k=1)
 class ShapeController(Protocol):
     """Decides from pass to pass how large a tree to draft, and how much of it to verify."""
 
+    def restart(self) -> None:
+        """Another text begins than the last pass was of."""
+
     def choose(self, levels: int) -> TreeShape:
         """The shape to draft for the next pass, of at most so many levels; size 1 or no level: plain decoding."""
 
@@ -34,6 +37,9 @@ class FixedShape:
 
     def __init__(self, shape: TreeShape) -> None:
         self.shape = shape
+
+    def restart(self) -> None:
+        pass
 
     def choose(self, levels: int) -> TreeShape:
         return self.shape.at_most(levels)

@@ -119,7 +119,7 @@ class Stats:
                                            ("decode", self.generated_tokens, self.decode_rate))]
         parts = [*rates, f"first token after {self.time_to_first_token * 1e3:.0f} ms",
                  f"peak memory {peak_memory() / 2**20:.0f} MiB"]
-        return ", ".join(parts) + (f"\n{self._speculation()}" if self.drafted else "")
+        return ", ".join(parts) + (f"\n{self._speculation()}" if self.drafted and self.passes else "")
 
     def _speculation(self) -> str:
         parts = {"draft": self.draft_seconds, "verify": self.verify_seconds, "overhead": self.overhead_seconds}

@@ -89,7 +89,7 @@ class Chat:
             print(HELP)
         elif name == "/stats":
             session = self.conversation.session
-            print(self.last.stats if self.last else "no answer yet")
+            print(self.last.figures() if self.last else "no answer yet")
             print(f"context {session.length} of {session.length + session.room} tokens")
         elif name == "/reset":
             self.conversation.reset()

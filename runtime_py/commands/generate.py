@@ -51,4 +51,4 @@ def run(args: argparse.Namespace) -> None:
                     "sampling": asdict(sampling)})
     else:
         print()
-        note(f"\n{generation.stats}" + ("" if sampling.greedy else f", seed {sampling.seed}"))
+        note(f"\n{generation.figures()}" + ("" if sampling.greedy else f", seed {sampling.seed}"))

@@ -79,7 +79,7 @@ def simulate(trace, costs, controller, start=0, sizes=None):
             size = len(controller.cut(drafted))
             accepted = sum(node < size for node in path)
             seconds += costs.drafting(shape.depth)
-        seconds += costs.by_nodes[size]
+        seconds += costs.by_nodes[size] + (costs.try_seconds if size == 1 and drafted else 0.0)
         controller.observe(drafted, [*range(position, position + 1 + accepted)])
         position += 1 + accepted
         if sizes is not None:

@@ -6,7 +6,10 @@ from runtime_py import GREEDY
 from runtime_py.cli import main
 from runtime_py.commands.chat import HELP
 from runtime_py.conversation import Conversation
+from runtime_py.cost_table import CostTable
 from runtime_py.generation import Generation
+from runtime_py.session import Session
+from runtime_py.stats import Stats
 
 
 def test_chat_without_input_is_refused(run, monkeypatch, artifact_folder, capsys):
@@ -55,6 +58,24 @@ def test_ctrl_c_while_the_question_is_read_keeps_the_chat(run, monkeypatch):
     monkeypatch.setattr(Conversation, "ask", interrupted)
     code, out, err = run("chat", "--max-tokens", 3, stdin="slow\nthe\n/stats\n")
     assert code == 0 and "[broken off]" in err and "decode 3 tokens" in out
+
+
+def test_ctrl_c_inside_a_pass_over_drafts_leaves_figures(run, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Session, "tree", interrupted)
+    code, out, err = run("chat", "--draft", "ngram", "--tree-size", 4, "--repetition-penalty", 0.1,
+                         stdin="the the the the\n/stats\n")
+    assert code == 0 and "[broken off]" in err and "first token after" in out
+    assert "drafted" not in str(Stats(generated_tokens=1, drafted=7))  # where it was the first pass
+
+
+def test_figures_say_that_drafts_would_not_pay(run, monkeypatch):
+    """Every node costs a pass."""
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda *_, **__: CostTable((1, 2, 4), (1.0, 2.0, 4.0)))
+    for draft, said in (("ngram", True), ("none", False)):
+        out = run("chat", "--max-tokens", 3, "--draft", draft, stdin="the\n/stats\n")[1]
+        assert ("no drafts: by what passes cost here" in out) == said
 
 
 def test_settings_can_be_taken_back(run):

@@ -1,7 +1,8 @@
 """Cost tables: what they say between the measured points, how they are measured, how they are kept."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from runtime_py.cost_table import NODES, CostTable
 from runtime_py.drafters.ngram import NgramDrafter
 from runtime_py.engine import Engine
 from runtime_py.files import cache_folder
+from runtime_py.session import Session
 from runtime_py.speculation import FixedShape
 from runtime_py.tree import Tree, TreeShape
 
@@ -103,33 +105,110 @@ def test_measured(monkeypatch, engine):
     clock = Clock(monkeypatch, engine.library,
                   lambda turn, nodes: (10.0 if turn % 7 == 0 else 1.0) * 1e-5 * (9 + nodes))
     drafter = NgramDrafter()
-    table = measure_costs(engine, drafter)
+    table, undisturbed = measure_costs(engine, drafter)
     limit = min(engine.artifact.max_tree_nodes, engine.artifact.prefill_chunk_size)
     assert table.nodes == tuple(n for n in NODES if n <= limit) and len(table.nodes) > 3
     assert np.allclose(table.seconds, [1e-5 * (9 + n) for n in table.nodes])
-    assert table.draft_seconds == () and clock.passes > 40
+    assert table.draft_seconds == () and clock.passes > 40 and undisturbed and abs(table.try_seconds) < 1e-9
     assert drafter.draft(5, TreeShape(4, 3, 1)) == Tree([5], [-1])  # it knows nothing of the measurement
 
 
 def test_a_lasting_disturbance_of_few_nodes_does_not_show(monkeypatch, engine):
     Clock(monkeypatch, engine.library, lambda turn, nodes: 5.0 if nodes == 2 else 0.1 * nodes)
-    table = measure_costs(engine, NgramDrafter())
+    table, _ = measure_costs(engine, NgramDrafter())
     assert table.nodes[:3] == (1, 2, 4) and np.allclose(table.seconds[:3], [0.1, 0.4, 0.4])
 
 
 def test_a_draft_model_is_timed_by_levels(monkeypatch, engine):
     drafter = ModelDrafter()
     drafter.clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 1.0)
-    assert measure_costs(engine, drafter).draft_seconds == tuple(0.5 * depth for depth in range(1, 9))
+    assert measure_costs(engine, drafter)[0].draft_seconds == tuple(0.5 * depth for depth in range(1, 9))
 
 
 def test_looking_up_is_part_of_a_pass(monkeypatch, engine):
     drafter = ModelDrafter()
     drafter.by_level = False
     drafter.clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 0.1)
-    table = measure_costs(engine, drafter)
+    table, _ = measure_costs(engine, drafter)
     assert table.draft_seconds == () and table.nodes[:3] == (1, 2, 4)
     assert np.allclose(table.seconds[:3], [0.1, 0.1 + 0.5 * 1, 0.1 + 0.5 * 3])
+    assert np.isclose(table.try_seconds, 0.5 * 15)
+
+
+def test_keeping_and_learning_are_part_of_a_pass(monkeypatch, engine):
+    """Telling the drafter of tokens takes a second here, as does what the controller learns from a tree."""
+    class Told(ModelDrafter):
+        level = 0.1
+
+        def extend(self, tokens, hidden):
+            self.clock.now += 1.0
+
+    class Learning(Controller):
+        def observe(self, tree, text):
+            drafter.clock.now += 1.0
+
+    drafter = Told()
+    drafter.clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 0.5)
+    monkeypatch.setattr(cost_measurement, "Controller", Learning)
+    table, _ = measure_costs(engine, drafter)
+    assert np.allclose(table.seconds, [1.5] + [2.5] * (len(table.nodes) - 1)) and np.isclose(table.try_seconds, 1.0)
+
+
+def test_rounds_go_forwards_and_backwards(monkeypatch, engine):
+    passes = []
+    Clock(monkeypatch, engine.library, lambda turn, nodes: passes.append(nodes) or 0.5)
+    table, _ = measure_costs(engine, NgramDrafter())
+    work = [*table.nodes, 1]  # the last to ask in vain
+    rounds = np.array(passes[-len(work) * 4:]).reshape(4, -1).tolist()
+    assert rounds == [work[::-1], work] * 2
+
+
+def test_lookup_has_something_to_find(monkeypatch, engine):
+    found, draft = [], NgramDrafter.draft
+    monkeypatch.setattr(NgramDrafter, "draft",
+                        lambda self, root, shape: found.append(draft(self, root, shape)) or found[-1])
+    monkeypatch.setattr(np, "argsort", lambda logits, kind: np.array(engine.tokens, np.int64), raising=True)
+    engine.tokens = []
+    session_extend = Session.extend
+
+    def extend(session, ids):
+        engine.tokens[:] = ids
+        return session_extend(session, ids)
+    monkeypatch.setattr(Session, "extend", extend)
+    measure_costs(engine, NgramDrafter())
+    assert np.mean([len(tree) > 1 for tree in found]) == 1
+
+
+@pytest.mark.parametrize("window", range(2, 9))
+def test_small_windows(engine, window):
+    engine.artifact = replace(engine.artifact, context_window_size=window)
+    table, _ = measure_costs(engine, NgramDrafter())
+    assert table.nodes[0] == 1
+
+
+def test_a_disturbed_measurement_is_not_kept(monkeypatch, engine, cache):
+    Clock(monkeypatch, engine.library, lambda turn, nodes: 0.1 if turn % 5 else 0.01)
+    lines = []
+    cost_table(engine, NgramDrafter(), lines.append)
+    assert not (cache / "costs").exists() and "is not kept" in lines[-1]
+    Clock(monkeypatch, engine.library, lambda turn, nodes: 0.1)
+    cost_table(engine, NgramDrafter(), lines.append)
+    assert len(list((cache / "costs").iterdir())) == 1 and "measuring" in lines[-1]
+
+
+def test_auto_is_lookup_where_the_draft_model_could_not_pay(engine, monkeypatch):
+    class Model(NgramDrafter):
+        name, by_level = "eagle", True
+
+    monkeypatch.setattr("runtime_py.engine.make_drafter", lambda draft, *_: NgramDrafter() if draft == "ngram"
+                        else Model())
+    tables = {"eagle": CostTable((1, 2, 4), (1.0, 1.2, 1.4), (3.0,)), "ngram": CostTable((1, 2, 4), (1.0, 1.2, 1.4))}
+    monkeypatch.setattr("runtime_py.engine.cost_table", lambda engine, drafter, *_, **__: tables[drafter.name])
+    assert engine.drafting("auto")[0].name == "ngram" and engine.drafting("eagle")[0].name == "eagle"
+    assert engine.drafting("auto", 4)[0].name == "eagle"
+    tables["eagle"] = replace(tables["eagle"], draft_seconds=(0.1,))
+    engine._costs.clear()
+    assert engine.drafting("auto")[0].name == "eagle"
 
 
 def test_where_nothing_can_pay_nothing_is_drafted(engine, monkeypatch):
@@ -142,8 +221,8 @@ def test_where_nothing_can_pay_nothing_is_drafted(engine, monkeypatch):
 
 def test_slow_models_take_few_passes(monkeypatch, engine):
     clock = Clock(monkeypatch, engine.library, lambda turn, nodes: 10.0)
-    table = measure_costs(engine, NgramDrafter())
-    assert clock.passes <= 4 * len(table.nodes) + 4  # the rounds, the warm-up, the prompt
+    table, _ = measure_costs(engine, NgramDrafter())
+    assert clock.passes <= 4 * (len(table.nodes) + 1) + 4  # the rounds, the warm-up, the prompt
 
 
 @pytest.fixture
@@ -157,7 +236,7 @@ def measured(monkeypatch):
     """Counts measurements, by drafter."""
     found = []
     monkeypatch.setattr(cost_measurement, "measure_costs",
-                        lambda engine, drafter, dense: found.append(drafter.name) or TABLE)
+                        lambda engine, drafter, dense: found.append(drafter.name) or (TABLE, True))
     return found
 
 
@@ -182,6 +261,10 @@ def test_whatever_the_table_depends_on_asks_for_another(engine, cache, measured,
         keys.append(cache_key(engine, "ngram"))
         cost_table(engine, NgramDrafter())
     keys.append(cache_key(engine, "ngram", dense=True))
+    device = engine.device
+    monkeypatch.setattr(engine, "device", SimpleNamespace(name=device.name, product="another"))
+    keys.append(cache_key(engine, "ngram"))
+    monkeypatch.setattr(engine, "device", device)
     for name in ("processor", "installed_version"):
         monkeypatch.setattr(cost_measurement, name, lambda: "another")
         keys.append(cache_key(engine, "ngram"))

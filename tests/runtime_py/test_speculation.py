@@ -177,6 +177,9 @@ def test_a_controller_decides_what_is_drafted_and_verified(engine):
             self.shapes = itertools.cycle([TreeShape(1, 0, 1), TreeShape(8, 5, 2), TreeShape(6, 3, 2)])
             self.seen = []
 
+        def restart(self):
+            self.seen.append("restart")
+
         def choose(self, levels):
             return next(self.shapes).at_most(levels)
 
@@ -191,7 +194,7 @@ def test_a_controller_decides_what_is_drafted_and_verified(engine):
     generation = Generation(session, PROMPT, GREEDY, stop_ids=[], max_tokens=21, controller=controller)
     assert [token.id for token in generation] == text[4:25]
     parts = itertools.pairwise(itertools.accumulate([1, 5, 4] * 2, initial=len(PROMPT)))
-    assert controller.seen == [*zip([None, 8, 6] * 2, (text[start:end] for start, end in parts))]
+    assert controller.seen == ["restart", *zip([None, 8, 6] * 2, (text[start:end] for start, end in parts))]
     stats = generation.stats
     assert stats.accept_lengths == [1, 5, 4, 1, 5, 4] and (stats.drafted, stats.verified) == (24, 16)
 
