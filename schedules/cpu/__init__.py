@@ -12,6 +12,17 @@ from .linear import linear
 from .norm import rms_norm
 from .rope import rope_query
 from .router import router
+from .serving import (
+    apply_bitmask,
+    apply_logit_bias,
+    apply_penalty,
+    gather_rows,
+    rope_heads,
+    row_numbers,
+    scatter_rows,
+    softmax_with_temperature,
+    widen,
+)
 from .sparse_down import sparse_down
 from .sparse_up import sparse_up
 from .top_k import top_k

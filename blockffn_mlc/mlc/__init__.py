@@ -1,0 +1,1 @@
+"""What MLC's engine needs of a library beside our own functions (docs/mlc.md)."""

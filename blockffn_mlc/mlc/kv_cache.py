@@ -1,0 +1,54 @@
+"""MLC's paged key-value cache: the function that creates it, and attention over it (MLC contract, section 1.5)."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+import tvm.relax.frontend.nn as nn
+from tvm import relax, tirx
+from tvm.relax.expr_functor import PyExprMutator, mutator
+from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
+
+from ..layers import Build
+
+CREATE = "create_tir_paged_kv_cache"
+_CREATE_BUILTIN = "vm.builtin.paged_attention_kv_cache_create"
+_CONFIG, _DTYPE, _TREE_PAGED, _TREE_RAGGED = 0, 12, 20, 21  # places of arguments
+_CONFIG_SIZE = 5  # what every runtime before August 2026 insists on; later ones take it too
+
+
+def create_cache(build: Build, target: tvm.target.Target, sizes: list[tirx.Var]) -> PagedKVCache:
+    """The cache for ``sizes``: sequences, tokens, tokens of a prefill, tokens of a page, sliding window (0 or 1).
+    Positions are rotated in the model, so the cache is told of none."""
+    c = build.config
+    return TIRPagedKVCache(
+        "mha", *sizes, layer_partition=relax.ShapeExpr([0, c.num_hidden_layers]),
+        num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
+        num_key_value_heads=c.num_key_value_heads, qk_head_dim=c.head_dim, v_head_dim=c.head_dim,
+        mla_original_qk_head_dim=0, mla_original_v_head_dim=0, rope_mode=RopeMode.NONE, rope_scale=1, rope_theta=10000,
+        rope_scaling={}, rope_ext_factors=relax.prim_value(0), rotary_dim=c.head_dim, enable_disaggregation=False,
+        dtype=build.quantization.cache_dtype, target=target)
+
+
+def mend_creation(module: tvm.IRModule) -> tvm.IRModule:
+    """Call the runtime's constructor as MLC's engine needs it: with five sizes, and, on processors, with both kernels
+    for trees in their places, which TVM 0.27 has swapped."""
+    mender = _Mender(module)
+    for var, function in module.functions.items():
+        if isinstance(function, relax.Function) and var.name_hint == CREATE:
+            mender.builder_.update_func(var, mender.visit_expr(function))
+    return relax.transform.DeadCodeElimination()(mender.builder_.get())
+
+
+@mutator
+class _Mender(PyExprMutator):
+    def visit_call_(self, call: relax.Call) -> relax.Expr:
+        call = super().visit_call_(call)
+        builtin, *args = call.args
+        if not (isinstance(builtin, relax.ExternFunc) and builtin.global_symbol == _CREATE_BUILTIN):
+            return call
+        args[_CONFIG] = relax.ShapeExpr(list(args[_CONFIG].values)[:_CONFIG_SIZE])
+        args[_DTYPE] = relax.const(np.zeros((), str(args[_DTYPE].ty.dtype)))
+        if "paged" not in args[_TREE_PAGED].fields[1].name_hint:
+            args[_TREE_PAGED], args[_TREE_RAGGED] = args[_TREE_RAGGED], args[_TREE_PAGED]
+        return relax.Call(call.op, [builtin, *args], call.attrs, call.ty_args)
