@@ -46,6 +46,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="tokens per prefill pass (default: 512, on phones 128)")
     parser.add_argument("--cpu", default="native", metavar="NAME",
                         help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
+    parser.add_argument("--mlc", action="store_true",
+                        help="also export the functions of MLC's engine, which then runs the artifact too")
     parser.add_argument("--system-lib-prefix", metavar="P",
                         help="what the symbols of a library for apps begin with (default: blockffn_MODEL_Q_)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
@@ -89,7 +91,7 @@ def run(arguments: argparse.Namespace) -> None:
         with progress.step("plan" if len(targets) == 1 else f"plan {target.name}"):
             plans[out] = make_plan(model.config, target, quantization, arguments.context_window,
                                    arguments.prefill_chunk, model.folder, arguments.activations, model.draft,
-                                   model.name, arguments.system_lib_prefix)
+                                   model.name, arguments.system_lib_prefix, arguments.mlc)
     if not tokenizer_files(model.folder):
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     if arguments.dry_run:

@@ -80,11 +80,12 @@ class Plan:
 def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
               prefill_chunk: int | None = None, folder: Path | None = None,
               activation_format: str | None = None, draft: Draft | None = None, name: str = "model",
-              prefix: str | None = None) -> Plan:
+              prefix: str | None = None, mlc: bool = False) -> Plan:
     """Check the options against the model and describe the build. ``folder``: the checkpoint's, for tokenizer
     and generation defaults (None: there are none). ``activation_format``: one of schedules.activations (None: the
     fastest). ``draft``: the draft model to compile into the same library. ``name``: the model's, for the default of
-    ``prefix``, which a system library's symbols begin with. Raises UserError."""
+    ``prefix``, which a system library's symbols begin with. ``mlc``: export the functions of MLC's engine too. Raises
+    UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
     chunk = min(target.prefill_chunk, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
@@ -94,7 +95,8 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
-                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None)
+                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None,
+                  target.tvm_target if mlc else None)
     prefix = system_lib_prefix(prefix, name, quantization_name)
     graph = build_graph(build)
     if target.limits:

@@ -13,9 +13,14 @@ import tvm
 import tvm.relax.frontend.nn as nn
 from tvm import relax
 
+from schedules.builder import ORIGIN
+
 from .attention import cache_shape
 from .eagle import attention_build, describe_draft
 from .layers import Build
+from .mlc.kv_cache import mend_creation
+from .mlc.metadata import mlc_metadata
+from .mlc.model import BOUNDS, ServedModel
 from .model import Model
 from .virtual_machine import share_buffers, share_shapes
 
@@ -24,15 +29,17 @@ METADATA = "_metadata"
 
 @dataclass(frozen=True)
 class Graph:
-    """The model before lowering: its module, and its weights in argument order."""
+    """The model before lowering: its module, and its weights in argument order. ``passes``: the functions that our own
+    runtime calls."""
 
     module: tvm.IRModule
     parameters: list[tuple[str, nn.Parameter]]
     cache_bytes: int
+    passes: tuple[str, ...] = ()
 
     def kernels(self) -> dict[str, tvm.tirx.PrimFunc]:
-        """The kernels by name."""
-        return self._named(tvm.tirx.PrimFunc)
+        """Our kernels by name."""
+        return {name: func for name, func in self._named(tvm.tirx.PrimFunc).items() if ORIGIN in func.attrs}
 
     def uses_half(self) -> bool:
         """Whether a kernel reads or writes half-precision numbers."""
@@ -49,11 +56,13 @@ class Graph:
 
 def build_graph(build: Build) -> Graph:
     """Describe the model with ``build``'s kernels. Nothing is compiled yet."""
-    model = Model(build)
+    model = ServedModel(build) if build.mlc else Model(build)
     module, parameters = model.export_tvm(spec=model.export_spec())
+    if build.mlc:
+        module = mend_creation(module)
     module = _with_upper_bounds(module, build)
     cache_bytes = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
-    return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes)
+    return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes, tuple(Model.export_spec(model)))
 
 
 def _cache_bytes(build: Build) -> int:
@@ -99,7 +108,8 @@ def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]]) -> dict[s
         "context_window_size": build.context_window, "prefill_chunk_size": build.prefill_chunk, "max_batch_size": 1,
         "sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1, "active_vocab_size": build.config.vocab_size, "model_task": "chat",
-        "kv_state_kind": "none", "memory_usage": {}, **({"draft": describe_draft(build)} if build.draft else {}),
+        "kv_state_kind": "none", "memory_usage": {}, **(mlc_metadata(build) if build.mlc else {}),
+        **({"draft": describe_draft(build)} if build.draft else {}),
         "params": [{"name": name, "dtype": str(parameter.dtype), "shape": [int(size) for size in parameter.shape],
                     "preprocs": [], "pipeline_stages": [0]} for name, parameter in parameters],
     }
@@ -107,7 +117,7 @@ def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]]) -> dict[s
 
 def _with_upper_bounds(module: tvm.IRModule, build: Build) -> tvm.IRModule:
     """Let the memory planner size its buffers once, for the longest chunk."""
-    bounds = dict.fromkeys(("n", "m", "k"), build.prefill_chunk)
+    bounds = dict.fromkeys(("n", "m", "k"), build.prefill_chunk) | (BOUNDS if build.mlc else {})
     for var, func in list(module.functions.items()):
         if isinstance(func, relax.Function):
             module[var] = func.with_attr("tir_var_upper_bound", bounds)

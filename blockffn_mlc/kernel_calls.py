@@ -13,7 +13,7 @@ from tvm import relax
 
 from schedules.builder import FACTORY, ORIGIN
 
-from .compile import METADATA, Graph
+from .compile import Graph
 from .layers import LOGICAL_SHAPE
 
 FILE = "kernels.json"
@@ -31,7 +31,7 @@ def describe_kernels(graph: Graph) -> dict[str, Any]:
         "factories": {name: json.loads(str(func.attrs[FACTORY])) for name, func in kernels},
         "elements": {name: math.prod(parameter.attrs.get(LOGICAL_SHAPE, parameter.shape))
                      for name, parameter in graph.parameters},
-        "passes": {name: _describe_pass(graph, name) for name in graph.functions() if name != METADATA},
+        "passes": {name: _describe_pass(graph, name) for name in graph.passes},
     }
 
 

@@ -29,7 +29,8 @@ LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape 
 @dataclass(frozen=True)
 class Build:
     """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits, the draft
-    model if there is to be one. ``largest_buffer``: bytes that the device can hold in one piece, None if any number."""
+    model if there is to be one. ``largest_buffer``: bytes that the device can hold in one piece, None if any number.
+    ``mlc``: what to compile MLC's functions for as well, None if they are not wanted."""
 
     config: BlockFFNConfig
     quantization: Quantization
@@ -40,6 +41,7 @@ class Build:
     prefill_chunk: int
     draft: Draft | None = None
     largest_buffer: int | None = None
+    mlc: tvm.target.Target | None = None
 
 
 def parameter(shape: Sequence[int], dtype: str, read: Callable[[Any], np.ndarray]) -> nn.Parameter:

@@ -17,7 +17,7 @@ _CONFIG, _DTYPE, _TREE_PAGED, _TREE_RAGGED = 0, 12, 20, 21  # places of argument
 _CONFIG_SIZE = 5  # what every runtime before August 2026 insists on; later ones take it too
 
 
-def create_cache(build: Build, target: tvm.target.Target, sizes: list[tirx.Var]) -> PagedKVCache:
+def create_cache(build: Build, sizes: list[tirx.Var]) -> PagedKVCache:
     """The cache for ``sizes``: sequences, tokens, tokens of a prefill, tokens of a page, sliding window (0 or 1).
     Positions are rotated in the model, so the cache is told of none."""
     c = build.config
@@ -27,7 +27,7 @@ def create_cache(build: Build, target: tvm.target.Target, sizes: list[tirx.Var])
         num_key_value_heads=c.num_key_value_heads, qk_head_dim=c.head_dim, v_head_dim=c.head_dim,
         mla_original_qk_head_dim=0, mla_original_v_head_dim=0, rope_mode=RopeMode.NONE, rope_scale=1, rope_theta=10000,
         rope_scaling={}, rope_ext_factors=relax.prim_value(0), rotary_dim=c.head_dim, enable_disaggregation=False,
-        dtype=build.quantization.cache_dtype, target=target)
+        dtype=build.quantization.cache_dtype, target=build.mlc)
 
 
 def mend_creation(module: tvm.IRModule) -> tvm.IRModule:

@@ -171,24 +171,24 @@ def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
 
 @factory
 def gather_rows(tiles: CpuTiles, width: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """target[i] = source[rows[i]]. Parameters: source [m, width]; rows int32 [k]; target [k, width]."""
+    """target[i] = source[rows[i]]. Parameters: target [k, width]; source [m, width]; rows int32 [k]."""
     with kernel(__name__) as k:
         m, count = k.rows_var(), k.rows_var()
+        target = k.tensor((count, width), dtype)
         source = k.tensor((m, width), dtype)
         rows = k.tensor((count,), "int32")
-        target = k.tensor((count, width), dtype)
         over_rows(count, tiles.parallel_rows, lambda i: _copy(tiles, width, source, rows[i], target, i))
     return k.func
 
 
 @factory
 def scatter_rows(tiles: CpuTiles, width: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """target[rows[i]] = source[i]. Parameters: source [k, width]; rows int32 [k]; target [m, width]."""
+    """target[rows[i]] = source[i]. Parameters: target [m, width]; source [k, width]; rows int32 [k]."""
     with kernel(__name__) as k:
         m, count = k.rows_var(), k.rows_var()
+        target = k.tensor((m, width), dtype)
         source = k.tensor((count, width), dtype)
         rows = k.tensor((count,), "int32")
-        target = k.tensor((m, width), dtype)
         over_rows(count, tiles.parallel_rows, lambda i: _copy(tiles, width, source, i, target, rows[i]))
     return k.func
 

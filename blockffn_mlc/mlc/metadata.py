@@ -1,0 +1,17 @@
+"""What MLC's engine reads of a library before it uses it (MLC contract, section 1.6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..layers import Build
+
+MAX_SEQUENCES = 8  # in a batch
+
+
+def mlc_metadata(build: Build) -> dict[str, Any]:
+    """The fields of ``_metadata()`` that hold with MLC's functions."""
+    c = build.config
+    return {"max_batch_size": MAX_SEQUENCES, "kv_state_kind": "kv_cache", "seqlen_padding_factor": 1,
+            "kv_cache": {"num_hidden_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads,
+                         "num_key_value_heads": c.num_key_value_heads, "head_dim": c.head_dim}}
