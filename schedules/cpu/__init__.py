@@ -30,6 +30,7 @@ from .union import union
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
-__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "attention", "commit", "embedding", "encode",
-           "gated_silu", "latent_query", "linear", "rms_norm", "rope_query", "router", "sparse_down", "sparse_up",
-           "top_k", "union"]
+__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
+           "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_query", "linear",
+           "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
+           "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "widen"]

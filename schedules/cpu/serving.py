@@ -35,8 +35,8 @@ def row_numbers() -> tvm.tirx.PrimFunc:
 def rope_heads(tiles: CpuTiles, rotated: int, kept: int, dim: int, positions: int, dtype: str) -> tvm.tirx.PrimFunc:
     """The first ``rotated`` heads rotated, the ``kept`` ones behind them as they are.
 
-    Parameters: x f32 [n, (rotated + kept) * dim]; pos int32 [n]; table f32 [positions, dim] (cos, then sin); y ``dtype``
-    [n, rotated + kept, dim].
+    Parameters: x f32 [n, (rotated + kept) * dim]; pos int32 [n]; table f32 [positions, dim] (cos, then sin);
+    y ``dtype`` [n, rotated + kept, dim].
     """
     with kernel(__name__) as k:
         n = k.rows_var()

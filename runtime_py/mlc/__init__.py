@@ -1,0 +1,1 @@
+"""MLC's engine, emulated: whether it could run an artifact (docs/mlc.md)."""
