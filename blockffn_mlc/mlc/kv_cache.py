@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-import tvm.relax.frontend.nn as nn
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
