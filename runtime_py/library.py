@@ -108,7 +108,7 @@ class Library:
 
     def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                 rows: np.ndarray, past: int, caches: Any, *,
-                dense: bool = False) -> tuple[np.ndarray | Logits, Sequence[np.ndarray], np.ndarray | None]:
+                dense: bool = False) -> tuple[np.ndarray | Logits, Sequence[np.ndarray], States | None]:
         """int32 [n], [n], [n], [n, 2], [m] -> logits float32 [m, V], scores L x float32 [n, E], hidden float32 [n, H]
         (None without a draft model); writes caches. ``dense`` computes every expert, to compare with: the same numbers,
         more work."""
@@ -117,7 +117,7 @@ class Library:
         return self._logits(self._item(result, 0)), _Arrays(self._item(result, 1), self._device), self._hidden(result)
 
     def step(self, token: int, past: int, caches: Any, *,
-             dense: bool = False) -> tuple[np.ndarray | Row, np.ndarray | None]:
+             dense: bool = False) -> tuple[np.ndarray | Row, States | None]:
         """``forward`` of one token behind ``past`` others -> logits float32 [V], hidden float32 [1, H] (None without a
         draft model); writes caches."""
         ids, positions, visible = self._step_numbers
@@ -150,8 +150,8 @@ class Library:
     def _logits(self, tensor: Any) -> np.ndarray | Logits:
         return self._device.logits(tensor, self._argmax)
 
-    def _hidden(self, result: Any) -> np.ndarray | None:
-        return self._device.host(self._item(result, 2)) if self._draft else None
+    def _hidden(self, result: Any) -> States | None:
+        return States(self._item(result, 2), self._device) if self._draft else None
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
@@ -191,6 +191,25 @@ class _Arrays(Sequence):
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return map(self._device.host, self._tensors)
+
+
+class States:
+    """The model's states float32 [n, H] behind a pass; an array to numpy, converted when it is looked at: only a draft
+    model looks, and only when it drafts. ``rows``: which of the tensor's rows (None: all)."""
+
+    def __init__(self, tensor: Any, device: Device, rows: Sequence[int] | None = None) -> None:
+        self._tensor, self._device, self._rows = tensor, device, rows
+
+    def __len__(self) -> int:
+        return self._tensor.shape[0] if self._rows is None else len(self._rows)
+
+    def __getitem__(self, rows: Sequence[int]) -> States:
+        """Some of the rows, not looked at either."""
+        return States(self._tensor, self._device, rows if self._rows is None else [self._rows[row] for row in rows])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self._device.host(self._tensor)
+        return (array if self._rows is None else array[self._rows]).astype(dtype or np.float32, copy=bool(copy))
 
 
 def _check_compatible(artifact: Artifact, device: Device) -> None:

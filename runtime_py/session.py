@@ -13,18 +13,19 @@ from blockffn_mlc.errors import UserError
 from .artifact import Artifact
 from .devices import Logits, Row
 from .drafters import Drafter
-from .library import Library
+from .library import Library, States
 
 
 @dataclass(frozen=True)
 class Output:
     """One forward pass over n tokens: ``logits`` float32 [m, V] of the m rows asked for, the router scores of all n
     tokens, one float32 [n, E] per layer, and, where the artifact has a draft model, ``hidden`` float32 [n, H]: the
-    state after the final norm. On a device other than the processor logits stay there; to numpy they are an array."""
+    state after the final norm. On a device other than the processor logits and states stay there; to numpy they are
+    arrays."""
 
     logits: np.ndarray | Logits
     layer_scores: Sequence[np.ndarray]
-    hidden: np.ndarray | None = None
+    hidden: States | None = None
 
     @property
     def router_scores(self) -> np.ndarray:
@@ -43,7 +44,7 @@ class Session:
         self._library = library
         self._dense = dense
         self._caches = library.new_caches()
-        self._tree: tuple[list[int], list[int], np.ndarray | None] | None = None
+        self._tree: tuple[list[int], list[int], States | None] | None = None
         self.tokens: list[int] = []
         self.attach(drafter)
 
@@ -160,10 +161,9 @@ class Session:
         for parent, node in zip([-1, *path], path):
             if not 0 <= node < len(ids) or parents[node] != parent:
                 raise ValueError(f"{list(path)} is no path from the root of the tree")
-        rows = np.array(path, np.int32)
         if list(path) != list(range(len(path))):
-            self._library.commit(rows, self.length, self._caches)
-        self._hold([ids[node] for node in path], None if hidden is None else hidden[rows])
+            self._library.commit(np.array(path, np.int32), self.length, self._caches)
+        self._hold([ids[node] for node in path], None if hidden is None else hidden[path])
         self._tree = None
 
     def rollback(self, length: int) -> None:
@@ -190,7 +190,7 @@ class Session:
         """Until every pass before is done, as who reads a clock must."""
         self._library.wait()
 
-    def _hold(self, tokens: list[int], hidden: np.ndarray | None) -> None:
+    def _hold(self, tokens: list[int], hidden: States | None) -> None:
         if self.drafter is not None:
             self.drafter.extend(tokens, hidden)
         self.tokens.extend(tokens)  # last: a drafter ahead of its session is put right by the next rollback

@@ -14,6 +14,7 @@ from blockffn_mlc.errors import UserError
 
 from ..artifact import CHAT_CONFIG, Artifact
 from ..bench.machine import busy_share, busy_warning, processor
+from ..drafters.ngram import NgramDrafter
 from ..engine import Engine
 from ..plot import check_plot
 from ..specbench.questions import TASKS, choose, read_questions
@@ -56,8 +57,12 @@ def run(args: argparse.Namespace) -> None:
         check_plot(args.plot, PLOT_FORMATS)
     questions = choose(read_questions(args.questions), args.tasks, args.limit)
     modes = _modes(Artifact.open(args.artifact), args.modes)
+    if args.tree_size is not None and not any(MODES[mode].drafts for mode in modes):
+        raise UserError(f"--tree-size {args.tree_size}: none of the modes {', '.join(modes)} drafts; leave it out, or "
+                        "choose others with --modes")
     busy = busy_share()
     engine = load_engine(args)
+    engine.controller(NgramDrafter(), args.tree_size or 1)  # refuses a size before anything is written
     settings = _settings(engine, args, modes)
     folder = f"specbench-{engine.artifact.name}" if args.answers is None else args.answers
     with AnswerStore(folder, settings, modes, note) as store, _progress(len(questions)) as progress:

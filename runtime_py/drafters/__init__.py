@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from blockffn_mlc.errors import UserError
 
 from ..tree import Tree, TreeShape
 
 if TYPE_CHECKING:
     from ..artifact import Artifact
-    from ..library import Library
+    from ..library import Library, States
 
 DRAFTS = ("none", "ngram", "eagle", "auto")
 
@@ -26,10 +24,10 @@ class Drafter(Protocol):
     name: str  # one that no other drafter has: what its trees cost is kept by it
     by_level: bool  # whether every level of a tree costs about as much, as with a draft model; else drafts are cheap
 
-    def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
+    def extend(self, tokens: Sequence[int], hidden: States | None) -> None:
         """The session's cache now also holds ``tokens``: a chunk of the prompt, a decoded token or an accepted path.
-        ``hidden`` float32 [len(tokens), H]: the model's state after its final norm for each of them; None where the
-        artifact has no draft model."""
+        ``hidden`` float32 [len(tokens), H]: the model's state after its final norm for each of them, an array to numpy,
+        which fetches it from the device; None where the artifact has no draft model."""
 
     def draft(self, root: int, shape: TreeShape) -> Tree:
         """Continuations of ``root``, the token chosen last, which the cache does not hold yet. The tree may be

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..artifact import MASK_BITS, Artifact
-from ..library import Drafted, Library
+from ..library import Drafted, Library, States
 from ..tree import Tree, TreeShape, build_tree
+
+_HELD = 256  # passes whose states may wait on the device: each takes an allocation, of which drivers have thousands
 
 
 class EagleDrafter:
@@ -31,12 +33,12 @@ class EagleDrafter:
         self._tokens: list[int] = []  # of the session
         # Kept for a rollback, behind which a row is missing. The system gives memory only to rows that are written.
         self._states = np.empty((self._window, artifact.config.hidden_size), np.float32)
-        self._unseen: list[tuple[int, np.ndarray]] = []  # positions and states that are not there yet
+        self._unseen: list[tuple[int, States | np.ndarray]] = []  # positions and states that are not there yet
         self._steps = np.arange(self._chunk, dtype=np.int32)
         self._cached = 0  # rows in the cache
         self._root = -1  # token of the row behind the session's last token, once there is one
 
-    def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
+    def extend(self, tokens: Sequence[int], hidden: States | np.ndarray | None) -> None:
         """See ``Drafter``. Raises ValueError without ``hidden``."""
         if hidden is None:
             raise ValueError("an EAGLE draft continues the model's hidden states, found none")
@@ -45,10 +47,13 @@ class EagleDrafter:
             self._cached -= 1
         self._unseen.append((length, hidden))
         self._tokens.extend(tokens)
+        if len(self._unseen) == _HELD:
+            self._look()
 
     def rollback(self, length: int) -> None:
         """See ``Drafter``."""
-        self._look()
+        # For memory alone: states are looked at in order, so what is behind ``length`` is overwritten before it counts.
+        self._unseen = [(position, hidden) for position, hidden in self._unseen if position < length]
         del self._tokens[length:]
         self._cached = min(self._cached, max(length - 1, 0))
 

@@ -6,8 +6,6 @@ import math
 from collections.abc import Sequence
 from itertools import islice
 
-import numpy as np
-
 from ..tree import Tree, TreeShape, build_tree
 
 _LONGEST = 4  # tokens of the longest suffix that is looked up
@@ -29,7 +27,7 @@ class NgramDrafter:
         self._places: dict[tuple[int, ...], list[int]] = {}  # n-gram -> positions behind it, ascending
         self._indexed = 0  # tokens whose n-grams are in the index
 
-    def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
+    def extend(self, tokens: Sequence[int], hidden: object) -> None:
         self._tokens.extend(tokens)
 
     def rollback(self, length: int) -> None:

@@ -32,7 +32,7 @@ class ScriptedDrafter:
         for accuracy a and the d levels that fit into the shape."""
         return sum(self._accuracy**level for level in range(min(shape.depth, shape.size - 1) + 1))
 
-    def extend(self, tokens: Sequence[int], hidden: np.ndarray | None) -> None:
+    def extend(self, tokens: Sequence[int], hidden: object) -> None:
         self._length += len(tokens)
 
     def rollback(self, length: int) -> None:

@@ -26,7 +26,7 @@ _TABLES = {
     "whole_tokens_per_s": "Tokens per second of whole answers, prefill included",
 }
 
-Row = dict[str, Any]
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Report:
     ``undecoded``: questions whose answers all were a single token, which have no speed of decoding."""
 
     facts: dict[str, Any]
-    rows: list[Row]
+    rows: list[Result]
     skipped: list[Skipped]
     different: list[int | str]
     cut: list[int | str]
@@ -51,7 +51,7 @@ class Report:
         """Tasks that have questions, and the average."""
         return list(dict.fromkeys(row["task"] for row in self.rows if row["questions"]))
 
-    def row(self, mode: str, task: str) -> Row:
+    def row(self, mode: str, task: str) -> Result:
         return next(row for row in self.rows if (row["mode"], row["task"]) == (mode, task))
 
 
@@ -82,7 +82,7 @@ def whole_rate(answer: Answer) -> float:
 
 
 def _rows(questions: Sequence[Question], answers: Mapping[str, Mapping[int | str, Answer]],
-          tree_size: int | None) -> list[Row]:
+          tree_size: int | None) -> list[Result]:
     """Means over questions for speeds, over passes for the accept length; speed-ups are ratios of means (all as in
     Spec-Bench). The average is over all questions, whatever their task."""
     rows = []
@@ -96,7 +96,7 @@ def _rows(questions: Sequence[Question], answers: Mapping[str, Mapping[int | str
                 "mode": mode, "paper": MODES[mode].paper_row(tree_size), "task": task, "questions": len(group),
                 "tokens_per_s": _mean(decode),
                 "tokens_per_s_std": statistics.stdev(decode) if len(decode) > 1 else None,
-                "speedup": None, "accept_length": _mean(lengths), "union_share": _mean(shares),
+                "speedup": None, "accept_length": _mean(lengths), "trees": len(shares), "union_share": _mean(shares),
                 "whole_tokens_per_s": _mean([whole_rate(answer) for answer in group]), "whole_speedup": None})
     for row in rows:
         base = next((base for base in rows if base["mode"] == BASELINE and base["task"] == row["task"]), {})
@@ -135,8 +135,8 @@ def to_markdown(report: Report) -> str:
             continue
         lines += ["", f"{title}:", "", _line(["mode", "in the paper", *(HEADINGS[task] for task in tasks)]),
                   "|" + "---|" * (2 + len(tasks))]
-        lines += [_line([mode, MODES[mode].paper_row(facts["tree_size"]),
-                         *(_cell(figure, report.row(mode, task)) for task in tasks)]) for mode in modes]
+        lines += [_line([mode, _paper_cell(report, mode), *(_cell(figure, report.row(mode, task)) for task in tasks)])
+                  for mode in modes]
     counts = {task: report.row(modes[0], task)["questions"] for task in tasks if task != AVERAGE}
     lines += ["", f"Answered: {_by_task(counts)}.", *_remarks(report)]
     return "\n".join(lines)
@@ -177,7 +177,14 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(figure: str, row: Row) -> str:
+def _paper_cell(report: Report, mode: str) -> str:
+    """The paper's row, and whether the mode did what its name says."""
+    row = report.row(mode, AVERAGE)
+    plain = "plain decoding: no tree was verified" if MODES[mode].drafts and not row["trees"] else ""
+    return "; ".join(part for part in (row["paper"], plain) if part)
+
+
+def _cell(figure: str, row: Result) -> str:
     value = row[figure]
     if value is None:
         return ""

@@ -18,17 +18,22 @@ _WARM_UP_TOKENS = 32
 @dataclass(frozen=True)
 class Mode:
     """A way to decode. ``dense``: every expert is computed; ``draft``: where candidates come from; ``paper``: the row
-    of the paper's Table 6 that it corresponds to with trees of 32 nodes."""
+    of the paper's Table 6 that it corresponds to, with trees of 32 nodes where it drafts."""
 
     dense: bool
     draft: str
     paper: str
 
+    @property
+    def drafts(self) -> bool:
+        return self.draft != "none"
+
     def paper_row(self, tree_size: int | None) -> str:
         """``paper``, or what is different from it with trees of another size."""
-        if not self.paper.endswith("(32-Tok)") or tree_size == 32:
+        if not self.paper or not self.drafts or tree_size == 32:
             return self.paper
-        return f"Ours, but {f'trees of {tree_size} nodes' if tree_size else 'tree sizes chosen while decoding'}"
+        trees = f"trees of {tree_size} nodes" if tree_size else "tree sizes chosen while decoding"
+        return f"{self.paper.removesuffix(' (32-Tok)')}, but {trees}"
 
 
 MODES = {
@@ -72,7 +77,7 @@ class _TooLong(Exception):
 
 def _answer(engine: Engine, question: Question, mode: Mode, max_tokens: int, tree_size: int | None) -> Answer:
     """All turns of a question, as one conversation. Raises _TooLong when one of them leaves no room for an answer."""
-    conversation = Conversation(engine, mode.draft, None if mode.draft == "none" else tree_size, dense=mode.dense)
+    conversation = Conversation(engine, mode.draft, tree_size if mode.drafts else None, dense=mode.dense)
     answer = Answer(question.id, question.category, *([] for _ in range(8)))
     for number, text in enumerate(question.turns, 1):
         try:

@@ -1,5 +1,6 @@
 """Trees that grow from the compiled EAGLE draft, and the cache that they grow from."""
 
+import weakref
 from dataclasses import replace
 from functools import partial
 
@@ -8,7 +9,12 @@ import pytest
 from compiled import same_bits
 from eagle_models import CHUNK, WINDOW, causal, gqa_engine, mla_engine
 
+from runtime_py.devices.device import Cpu
+from runtime_py.drafters import eagle
 from runtime_py.drafters.eagle import EagleDrafter
+from runtime_py.drafters.ngram import NgramDrafter
+from runtime_py.library import Library
+from runtime_py.session import Session
 from runtime_py.tree import Tree, TreeShape
 
 
@@ -137,3 +143,90 @@ def test_a_session_without_tokens_has_no_states_to_go_on_from(engine):
 def test_a_drafter_needs_a_draft_model(engine):
     with pytest.raises(ValueError, match="no draft model"):
         EagleDrafter(replace(engine.artifact, draft=None), engine.library)
+
+
+class Counted(Cpu):
+    """``fetched``: how often something was looked at on the host, as on another device takes a copy."""
+
+    fetched = 0
+
+    def host(self, tensor):
+        self.fetched += 1
+        return super().host(tensor)
+
+
+def decode(session):
+    """Prompt, plain passes, a tree, a rollback: whatever is not drafting."""
+    session.extend(range(2 * CHUNK + 3))
+    for token in range(10):
+        session.step(token)
+    session.tree([7, 8, 9, 10], [-1, 0, 0, 2])
+    session.commit([0, 2, 3])
+    session.rollback(session.length - 7)
+    session.step(3)
+
+
+def test_states_are_fetched_from_the_device_for_drafts_only(engine):
+    device, shape = Counted(), TreeShape(20, 4, 4)
+    library = Library(engine.artifact, device)
+    for drafter in (None, NgramDrafter()):
+        decode(Session(engine.artifact, library, drafter))
+    session = Session(engine.artifact, library, EagleDrafter(engine.artifact, library))
+    decode(session)
+    assert device.fetched == 0
+    tree = session.drafter.draft(5, shape)
+    assert device.fetched > 0
+    fresh = engine.session("eagle")
+    fresh.extend(session.tokens)
+    assert fresh.drafter.draft(5, shape) == tree
+
+
+class Waiting:
+    """States that are not looked at yet; ``alive``: those that somebody keeps."""
+
+    alive = weakref.WeakSet()
+
+    def __init__(self, values):
+        self._values = values
+        self.alive.add(self)
+
+    def __len__(self):
+        return len(self._values)
+
+    def __array__(self, dtype=None, copy=None):
+        return self._values
+
+
+def test_states_do_not_pile_up_on_the_device(engine, monkeypatch):
+    monkeypatch.setattr(eagle, "_HELD", 8)
+    tokens, states = random_session(engine, np.random.default_rng(7), 40)
+    drafter = EagleDrafter(engine.artifact, engine.library)
+    for position in range(40):
+        drafter.extend(tokens[position:position + 1], Waiting(states[position:position + 1]))
+        assert len(Waiting.alive) < 8
+    for _ in range(20):
+        drafter.rollback(30)
+        drafter.extend(tokens[30:], Waiting(states[30:]))
+        assert len(Waiting.alive) <= 2
+    other = EagleDrafter(engine.artifact, engine.library)
+    other.extend(tokens, states)
+    assert drafter.draft(5, TreeShape(20, 4, 4)) == other.draft(5, TreeShape(20, 4, 4))
+
+
+@pytest.mark.parametrize("good", [0, 1, 2])
+def test_damaged_weights_end_a_tree(engine, monkeypatch, good):
+    """Log-probabilities that are no numbers are no candidates; levels before them are."""
+    tokens, states = random_session(engine, np.random.default_rng(8), 12)
+    drafters = [EagleDrafter(engine.artifact, engine.library) for _ in range(2)]
+    for drafter in drafters:
+        drafter.extend(tokens, states)
+    expected = drafters[0].draft(5, TreeShape(64, good, 2))
+    draft, passes = engine.library.draft, []
+
+    def damaged(*arguments):
+        drafted = draft(*arguments)
+        passes.append(1)
+        return drafted if len(passes) <= good else drafted._replace(log_probs=drafted.log_probs * np.float32(np.nan))
+    monkeypatch.setattr(engine.library, "draft", damaged)
+    assert drafters[1].draft(5, TreeShape(64, 4, 2)) == expected and max(expected.levels) == good
+    assert len(passes) == good + 1

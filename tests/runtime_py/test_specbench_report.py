@@ -54,6 +54,7 @@ def test_means_are_over_questions_and_speed_ups_are_ratios_of_means(report):
     assert sparse["tokens_per_s_std"] == pytest.approx(200 ** 0.5)
     assert sparse["accept_length"] == 30 / 12  # over passes, not over questions
     assert sparse["union_share"] == 1.125 / 3 and dense["union_share"] is None
+    assert (sparse["trees"], dense["trees"]) == (3, 0)
     assert dense["whole_tokens_per_s"] == pytest.approx((22 / 6 + 11 / 2) / 2)
     assert sparse["whole_tokens_per_s"] == pytest.approx((22 / 1 + 11 / 1) / 2)
     assert sparse["whole_speedup"] == pytest.approx(sparse["whole_tokens_per_s"] / dense["whole_tokens_per_s"])
@@ -97,13 +98,27 @@ def test_markdown(report):
     assert "Warning: something." in to_markdown(report)
 
 
-@pytest.mark.parametrize(("size", "label"), [(32, "Ours (32-Tok)"), (8, "Ours, but trees of 8 nodes"),
-                                             (None, "Ours, but tree sizes chosen while decoding")])
-def test_the_paper_s_row_is_named_for_its_tree_size_only(answers, size, label):
-    answers["sparse+eagle"] = answers.pop("sparse+ngram")
+@pytest.mark.parametrize(("size", "remark"), [
+    (32, None), (8, ", but trees of 8 nodes"), (None, ", but tree sizes chosen while decoding")])
+@pytest.mark.parametrize(("mode", "row", "name"), [
+    ("sparse+eagle", "Ours (32-Tok)", "Ours"), ("dense+eagle", "EAGLE-2", "EAGLE-2")])
+def test_the_paper_s_row_is_named_for_its_tree_size_only(answers, mode, row, name, size, remark):
+    answers[mode] = answers.pop("sparse+ngram")
     report = make_report(QUESTIONS[:3], answers, {}, FACTS | {"tree_size": size})
-    assert f"| sparse+eagle | {label} |" in to_markdown(report)
+    label = name + remark if remark else row
+    assert f"| {mode} | {label} |" in to_markdown(report)
     assert {row["paper"] for row in report.rows} == {"Baseline AR", label}
+
+
+def test_a_mode_without_a_tree_is_plain_decoding(answers):
+    """Whatever its name says; one tree is enough, in whichever task."""
+    remark = "plain decoding: no tree was verified"
+    answers["sparse"] = {i: answer(i, (3,), (1.0,), [1, 1]) for i in (1, 2, 3)}
+    answers["sparse+eagle"] = answers["sparse"]
+    text = to_markdown(make_report(QUESTIONS[:3], answers, {}, dict(FACTS)))
+    assert f"| sparse+eagle | Ours, but tree sizes chosen while decoding; {remark} | 1.00 | 1.00 | 1.00 |" in text
+    assert "| sparse | Ours (1-Tok) | 1.00 |" in text and "| sparse+ngram |  | 2.50 |" in text
+    assert text.count(remark) == sum(line.startswith("| sparse+eagle |") for line in text.splitlines())
 
 
 def test_csv_and_json_parse_back(report):

@@ -16,7 +16,7 @@ class Scribe:
         self.tokens, self.shapes, self.hidden, self.session = [], [], None, None
 
     def extend(self, tokens, hidden):
-        assert hidden is None or hidden.dtype == np.float32 and len(hidden) == len(tokens)
+        assert hidden is None or np.asarray(hidden).dtype == np.float32 and len(hidden) == len(tokens)
         self.tokens += tokens
 
     def rollback(self, length):
