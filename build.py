@@ -42,7 +42,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="artifact folder (default: dist/MODEL-Q-T; dist/MODEL-Q-A-T with --activations); with "
                              "several targets DIR/T each")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
-    parser.add_argument("--prefill-chunk", type=int, metavar="N", 
+    parser.add_argument("--prefill-chunk", type=int, metavar="N",
                         help="tokens per prefill pass (default: 512, on phones 128)")
     parser.add_argument("--cpu", default="native", metavar="NAME",
                         help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
@@ -54,7 +54,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="shards of weights converted at a time (default: one per core, at most 4; each takes "
                              "memory for its largest tensor)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--list-targets", action="store_true", 
+    parser.add_argument("--list-targets", action="store_true",
                         help="print the targets, what each needs and what of it is here, and stop")
     parser.add_argument("--json", action="store_true", help="print results as JSON")
     volume = parser.add_mutually_exclusive_group()

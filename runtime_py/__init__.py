@@ -7,9 +7,12 @@
         print(token.text, end="", flush=True)
 """
 
+from .drafters import Drafter
 from .engine import Engine, Score
 from .generation import Generation, Token
 from .sampling import GREEDY, Sampling
 from .session import Output, Session
+from .tree import Tree, TreeShape
 
-__all__ = ["GREEDY", "Engine", "Generation", "Output", "Sampling", "Score", "Session", "Token"]
+__all__ = ["GREEDY", "Drafter", "Engine", "Generation", "Output", "Sampling", "Score", "Session", "Token", "Tree",
+           "TreeShape"]

@@ -156,9 +156,8 @@ class Cpu(Device):
 
 
 class Accelerator(Device):
-    """A device with memory of its own. Work is done in order; only ``host`` and ``wait`` wait for
-    it. Raises UserError for what the
-    driver refuses."""
+    """A device with memory of its own. Work is done in order; only ``host`` and ``wait`` wait for it. Raises UserError
+    for what the driver refuses."""
 
     copies = True
 

@@ -1,11 +1,14 @@
 """Drafters without a model: lookup in the text, and the replay of a script."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockffn_mlc.errors import UserError
+from runtime_py import Engine
 from runtime_py.drafters import make_drafter
 from runtime_py.drafters.ngram import NgramDrafter
 from runtime_py.drafters.scripted import ScriptedDrafter
@@ -150,3 +153,24 @@ def test_drafters_by_name(engine):
         make("eagle")
     with pytest.raises(UserError, match="expected one of none, ngram, eagle, auto, found 'medusa'"):
         make("medusa")
+
+
+def test_the_documented_drafter_works(engine, monkeypatch, capsys):
+    """docs/drafters.md, on the toy model, and with a reference that the text does follow."""
+    page = (Path(__file__).parents[2] / "docs" / "drafters.md").read_text()
+    monkeypatch.setattr(Engine, "load", lambda path: engine)
+    names = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    plain = engine.generate("In the beginning God", 32, draft="none")
+    text = "".join(token.text for token in plain)
+    assert capsys.readouterr().out.startswith(f"{text}\n1.") and names["generation"].ids == plain.ids
+    drafter = names["Quoting"]([*engine.encode("In the beginning God"), *plain.ids])
+    again = engine.generate("In the beginning God", 32, draft=drafter, tree_size=4)
+    assert [token.id for token in again] == plain.ids and again.stats.accepted > 10
+
+
+def test_a_longer_match_is_trusted_more_with_every_level():
+    """One place follows two tokens of the text's end, one follows one: had the first no growing weight, the other
+    would be likelier than its fifth level."""
+    text = [1, 2, 10, 11, 12, 13, 14, 9, 2, 20, 21, 1, 2]
+    assert drafted(text, TreeShape(6, 5, 10)) == Tree([2, 10, 11, 12, 13, 14], [-1, 0, 1, 2, 3, 4])
