@@ -15,7 +15,7 @@ from tvm.sym.analyzer import Analyzer, ConstIntBound
 from .buffers import Buffers, contiguous
 from .intrinsics import DOUBLE, HELPERS, INTEGER_INTRINSICS, INTRINSICS
 from .narrow import Narrowing
-from .types import GLSL, bits, convert, dtype_of, from_stored, reinterpret, split, vector
+from .types import GLSL, bits, convert, dtype_of, from_stored, reads_memory, reinterpret, split, vector
 from .unsupported import Unsupported
 
 _OPERATORS = {"Add": "+", "Sub": "-", "Mul": "*", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=",
@@ -39,6 +39,7 @@ class Expressions:
         self._names: dict[Any, list[str]] = {}
         self._count = 0
         self._guards = 0
+        self._repeated = False
 
     # Names
 
@@ -78,10 +79,18 @@ class Expressions:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """What is generated within may not be evaluated at all: nothing is hoisted."""
+        """What is generated within may not be evaluated at all: no load is hoisted."""
         self._guards += 1
         yield
         self._guards -= 1
+
+    @contextmanager
+    def repeated(self) -> Iterator[None]:
+        """What is generated within is evaluated again and again: nothing is hoisted."""
+        self._repeated = True
+        with self.guarded():
+            yield
+        self._repeated = False
 
     # Expressions
 
@@ -255,9 +264,10 @@ class Expressions:
         return [place if i == 0 else f"({place} + {i})" for i in range(count // width)]
 
     def _visit_Let(self, expr: Any) -> list[str]:
-        if self._guards:
-            raise Unsupported("Let in an expression that may not be evaluated")
-        self.bind(expr.var, expr.value)
+        if self._repeated or self._guards and reads_memory(expr.value):
+            self._names[expr.var] = self.lanes(expr.value)
+        else:
+            self.bind(expr.var, expr.value)
         return self.lanes(expr.body)
 
     def _visit_Call(self, expr: Any) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import ir, tirx
 from tvm.sym.analyzer import Analyzer
 
-from .types import dtype_of
+from .types import dtype_of, reads_memory
 
 _LARGEST = 2**31 - 1
 _BINARY = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod, tirx.Min, tirx.Max)
@@ -45,7 +45,7 @@ class Narrowing:
         if isinstance(expr, ir.Var):
             return expr in self._narrow
         if isinstance(expr, tirx.Cast):
-            return dtype_of(expr.value) == "int32" and not _reads_memory(expr.value)
+            return dtype_of(expr.value) == "int32" and not reads_memory(expr.value)
         if isinstance(expr, tirx.Select):
             return self.is_index(expr.true_value) and self.is_index(expr.false_value)
         return isinstance(expr, _BINARY) and self.is_index(expr.a) and self.is_index(expr.b) and self._fits(expr)
@@ -75,8 +75,3 @@ class Narrowing:
     def _fits(self, expr: Any) -> bool:
         bound = self._analyzer.const_int_bound(expr)
         return all(abs(end) <= _LARGEST or abs(end) >= 2**62 for end in (bound.min_value, bound.max_value))
-
-
-def _reads_memory(expr: Any) -> bool:
-    return isinstance(expr, ir.TensorLoad) or any(
-        _reads_memory(part) for name in ("a", "b", "value") if (part := getattr(expr, name, None)) is not None)

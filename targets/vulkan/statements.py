@@ -130,7 +130,7 @@ class Statements:
         self._block(f"{unroll}for ({glsl} {name} = {start}; {name} < {end}; {step.format(name)}) {{", stmt.body)
 
     def _visit_While(self, stmt: Any) -> None:
-        with self.expressions.guarded():
+        with self.expressions.repeated():
             condition = self.expressions.scalar(stmt.condition)
         self._block(f"while ({condition}) {{", stmt.body)
 

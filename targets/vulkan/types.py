@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import tvm
+import tvm_ffi
+from tvm import ir
 
 # With GL_EXT_shader_explicit_arithmetic_types. A type asks for a capability of the device only where SPIR-V says so:
 # float16_t does not when it is read from a buffer and converted, and nothing else.
@@ -23,6 +25,13 @@ _TO_BITS = {"float32": "floatBitsToUint({})", "float16": "float16BitsToUint16({}
 def dtype_of(expr: Any) -> str:
     """An expression's type, lanes included: "float32x4"."""
     return str(expr.ty.dtype)
+
+
+def reads_memory(expr: Any) -> bool:
+    """Whether an expression loads from a buffer."""
+    loads: list[Any] = []
+    tvm_ffi.structural_walk(expr, (ir.TensorLoad, loads.append))
+    return bool(loads)
 
 
 def split(dtype: str) -> tuple[str, int]:
