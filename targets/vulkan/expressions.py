@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tvm import ir
+from tvm import ir, tirx
 from tvm.sym.analyzer import Analyzer, ConstIntBound
 
 from .buffers import Buffers, contiguous
@@ -199,9 +199,13 @@ class Expressions:
         source, _ = split(dtype_of(expr.value))
         value = expr.value
         if target == "float32" and _is_half_of_bits(value):
-            # Half-precision numbers in integers: no half-precision arithmetic is needed to read them.
-            return [f"unpackHalf2x16({convert(text, split(dtype_of(value.args[0]))[0], 'uint32')}).x"
-                    for text in self.lanes(value.args[0])]
+            # Half-precision numbers in integers: neither halves nor integers of 16 bits are needed to read them. Of a
+            # number of 32 bits the function takes the lower half.
+            number = value.args[0]
+            if isinstance(number, tirx.Cast) and split(dtype_of(number.value))[0] in ("int32", "uint32"):
+                number = number.value
+            return [f"unpackHalf2x16({convert(text, split(dtype_of(number))[0], 'uint32')}).x"
+                    for text in self.lanes(number)]
         if source == "int64" and target != "int64" and self.narrowing.is_index(value):
             value, source = self.narrowing.index(value), "int32"
         return [convert(text, source, _known(target)) for text in self.lanes(value)]

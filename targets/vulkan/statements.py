@@ -12,6 +12,7 @@ from .types import dtype_of, split, to_stored, vector
 from .unsupported import Unsupported
 
 _GROUP_INDEX = {"blockIdx": "gl_WorkGroupID", "threadIdx": "gl_LocalInvocationID"}
+_HINTS = ("storage_alignment", "reduce_scope")  # attributes without effect on what is computed
 _FAR = 2**31 - 1
 
 
@@ -53,7 +54,7 @@ class Statements:
         key = str(stmt.attr_key)
         if key == "thread_extent":
             self._launch(stmt.node, stmt.value)
-        elif not key.startswith("pragma_") and key != "storage_alignment":
+        elif not key.startswith("pragma_") and key not in _HINTS:
             raise Unsupported(f"attribute {key}")
         self.visit(stmt.body)
 

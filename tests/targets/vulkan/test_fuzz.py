@@ -90,7 +90,7 @@ def numbers(name, dtype):
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_expressions(seed, tmp_path):
     rng = np.random.default_rng(seed)
-    groups = {source: [Case(f"{dtype} of {source}, {number}", source, Expression(int(rng.integers(2**32)), dtype), dtype,
-                            int(rng.choice(LANES))) for dtype in DTYPES for number in range(CASES)]
+    groups = {source: [Case(f"{dtype} of {source}, {number}", source, Expression(int(rng.integers(2**32)), dtype),
+                            dtype, int(rng.choice(LANES))) for dtype in DTYPES for number in range(CASES)]
               for source in ("int8", "int32", "float32")}
     assert not compare(groups, tmp_path, numbers)

@@ -8,12 +8,10 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import pytest
 import tvm
+from machine import vulkan_device
 from tvm.script.ir_builder import tirx as T
 
-from blockffn_mlc.errors import UserError
-from runtime_py.devices import find_device
 from schedules.builder import kernel
 from schedules.gpu.grid import launch
 from targets import find_target
@@ -26,13 +24,7 @@ ITEMS = 64
 SIZE = ITEMS * 16  # elements of an array: a vector of 16 for each work-item
 
 
-@cache
-def device():
-    """The first Vulkan device. Skips where there is none."""
-    try:
-        return find_device("vulkan")
-    except UserError as error:
-        pytest.skip(f"no Vulkan device: {error}")
+device = cache(vulkan_device)  # the same for all tests
 
 
 @dataclass(frozen=True)
