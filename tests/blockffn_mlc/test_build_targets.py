@@ -7,12 +7,12 @@ import platform
 import re
 import shutil
 import subprocess
-import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from building import build
+from elf import LIBM, TVM_C_API, WEAK, archive_symbols, check_pages, objects, symbols
 from small_library import with_limit
 
 from blockffn_mlc import builder
@@ -119,12 +119,24 @@ def test_an_artifact_for_phones_holds_both_forms(phone):
     assert ours["system_lib"] == {"path": "lib/blockffn-q4f16_1-android.tar", "prefix": "tiny_model_"}
     assert ours["device"] == {"kind": "opencl", "fp16": True} | asdict(find_target("android").limits)
     kernels = json.loads((phone / "kernels.json").read_text())["origins"]
-    with tarfile.open(phone / ours["system_lib"]["path"]) as tar:
-        objects = {member.name.removeprefix("./"): tar.extractfile(member).read() for member in tar if member.isfile()}
-    assert set(objects) == {"lib0.o", "tiny_model_devc.o"}
-    assert len(kernels) > 10 and all(f"__tvm_ffi_tiny_model_{name}\0".encode() in objects["lib0.o"] for name in kernels)
+    files = objects(phone / ours["system_lib"]["path"])
+    assert set(files) == {"lib0.o", "tiny_model_devc.o"}
+    code = files["lib0.o"].getvalue()
+    assert len(kernels) > 10 and all(f"__tvm_ffi_tiny_model_{name}\0".encode() in code for name in kernels)
     library = (phone / ours["library"]).read_bytes()
     assert all(f"\0__tvm_ffi_{name}\0".encode() in library for name in kernels) and b"tiny_model" not in library
+
+
+def test_a_model_for_phones_needs_tvms_functions_alone(phone):
+    ours = config(phone)["blockffn"]
+    defined, undefined = archive_symbols(phone / ours["system_lib"]["path"])
+    assert undefined <= TVM_C_API | LIBM
+    assert {name for name in defined if "tiny_model_" not in name} <= WEAK
+    library = phone / ours["library"]
+    with library.open("rb") as file:
+        defined, undefined = symbols(file, ".dynsym")
+    assert undefined <= TVM_C_API | LIBM and "__tvm_ffi__library_bin" in defined
+    check_pages(library)
 
 
 def test_an_artifact_for_phones_says_how_to_run_it(phone):

@@ -1,11 +1,9 @@
 """Libraries for phones: their symbols, their pages, who links them."""
 
 import ctypes
-import io
 import shutil
 import stat
 import subprocess
-import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from elf import LIBM, TVM_C_API, WEAK, archive_symbols, check_pages, objects, symbols
 from elftools.elf.elffile import ELFFile
 from small_library import WIDTH, small_graph
 from tvm import relax
@@ -21,9 +20,6 @@ from blockffn_mlc.errors import UserError
 from blockffn_mlc.libraries import system_lib_prefix, write_libraries
 from targets import find_target, tools
 
-TVM_C_API = {"TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIFunctionCall", "TVMFFIHandleInitOnce",
-             "TVMFFIEnvModLookupFromImports", "TVMFFIEnvModRegisterSystemLibSymbol"}
-LIBM = {"expf", "logf", "sqrtf", "tanhf", "powf"}
 PREFIXES = ("blockffn_first_", "blockffn_second_")
 
 
@@ -45,27 +41,6 @@ def libraries(tmp_path_factory):
     return {prefix: write(folder, prefix) for prefix in PREFIXES}
 
 
-def symbols(file, section=".symtab"):
-    """Global symbols of an ELF file: those it defines, those it needs."""
-    found = [symbol for symbol in ELFFile(file).get_section_by_name(section).iter_symbols()
-             if symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK") and symbol.name]
-    undefined = {symbol.name for symbol in found if symbol["st_shndx"] == "SHN_UNDEF"}
-    return {symbol.name for symbol in found} - undefined, undefined
-
-
-def objects(archive):
-    """The ELF files in an archive, by name."""
-    with tarfile.open(archive) as tar:
-        return {member.name.removeprefix("./"): io.BytesIO(tar.extractfile(member).read())
-                for member in tar.getmembers() if member.isfile()}
-
-
-def archive_symbols(archive):
-    found = [symbols(file) for file in objects(archive).values()]
-    defined = set.union(*(defined for defined, _ in found))
-    return defined, set.union(*(undefined for _, undefined in found)) - defined
-
-
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_system_library_has_mlcs_symbols(libraries, prefix):
     _, archive = libraries[prefix]
@@ -81,7 +56,7 @@ def test_a_system_library_has_mlcs_symbols(libraries, prefix):
 
 def test_system_libraries_with_two_prefixes_fit_into_one_app(libraries, tmp_path):
     first, second = (archive_symbols(archive)[0] for _, archive in libraries.values())
-    assert first & second <= {"__extendhfsf2", "__truncsfhf2"}  # weak
+    assert first & second <= WEAK
     paths = [tmp_path / f"{prefix}{name}" for prefix, (_, archive) in libraries.items() for name in objects(archive)]
     for path, file in zip(paths, (file for _, archive in libraries.values() for file in objects(archive).values())):
         path.write_bytes(file.getvalue())
@@ -116,14 +91,10 @@ def test_a_shared_library_needs_tvm_alone_and_suits_large_pages(libraries, prefi
         elf = ELFFile(file)
         assert elf["e_machine"] == "EM_AARCH64" and elf["e_type"] == "ET_DYN"
         defined, undefined = symbols(file, ".dynsym")
-        segments = [segment.header for segment in elf.iter_segments()]
         needed = [tag.needed for tag in elf.get_section_by_name(".dynamic").iter_tags("DT_NEEDED")]
     assert {"__tvm_ffi__library_bin", "__tvm_ffi_add"} <= defined
     assert undefined <= TVM_C_API | LIBM and not needed
-    loaded = [segment for segment in segments if segment.p_type == "PT_LOAD"]
-    assert loaded and all(segment.p_align == tools.PAGE_BYTES for segment in loaded)
-    (relro,) = [segment for segment in segments if segment.p_type == "PT_GNU_RELRO"]
-    assert (relro.p_vaddr + relro.p_memsz) % tools.PAGE_BYTES == 0
+    check_pages(library)
 
 
 def test_a_library_for_arm_linux(tmp_path):
