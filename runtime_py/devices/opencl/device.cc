@@ -192,7 +192,7 @@ void Device::ReleaseWritten() {
           "OpenCL: clGetEventInfo");
     if (status > CL_COMPLETE) return;  // waiting or running
     staged_.pop_front();
-    Check(status, "OpenCL: writing a buffer");
+    if (status != CL_COMPLETE) CheckWaited(status, "OpenCL: writing a buffer");
   }
 }
 

@@ -52,6 +52,11 @@ cl_int clEnqueueReadBuffer(cl_command_queue queue, cl_mem buffer, cl_bool wait, 
   return failed ? CL_OUT_OF_RESOURCES
                 : DRIVER(clEnqueueReadBuffer)(queue, buffer, wait, offset, size, to, count, events, event);
 }
+cl_int clGetEventInfo(cl_event event, cl_event_info what, size_t size, void* value, size_t* actual) {
+  const cl_int code = DRIVER(clGetEventInfo)(event, what, size, value, actual);
+  if (failed && what == CL_EVENT_COMMAND_EXECUTION_STATUS) *static_cast<cl_int*>(value) = CL_OUT_OF_RESOURCES;
+  return code;
+}
 cl_int clFinish(cl_command_queue queue) { return failed ? CL_OUT_OF_RESOURCES : DRIVER(clFinish)(queue); }
 }
 """
@@ -69,6 +74,7 @@ device = find_device({device!r})
 LAUNCH = """
 kernels = {name: load(name) for name in ("before", "bad", "after")}
 x = device.zeros((8,), "float32")
+y = device.host(x)
 def launch(name):
     kernels[name](address(x), 1.0, 8, 1, 8)
 """
@@ -95,7 +101,8 @@ def said(device, between):
     return said
 
 
-@pytest.mark.parametrize(("wait", "call"), [("device.wait()", "clFinish"), ("device.host(x)", "clEnqueueReadBuffer")])
+@pytest.mark.parametrize(("wait", "call"), [
+    ("device.wait()", "clFinish"), ("device.host(x)", "clEnqueueReadBuffer"), ("device.tensor(y)", "writing a buffer")])
 def test_an_error_that_shows_later_names_the_last_kernels(said, device, wait, call):
     message = said(LAUNCH + f"launch('before')\ndevice.wait()\nlaunch('after')\nlaunch('bad')\nlaunch('after')\n{wait}")
     assert message.endswith(f"UserError: device {device.name}: OpenCL: {call} failed: CL_OUT_OF_RESOURCES (-5); one of "
