@@ -48,6 +48,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
     parser.add_argument("--mlc", action="store_true",
                         help="also export the functions of MLC's engine, which then runs the artifact too")
+    parser.add_argument("--device-limits", choices=("target", "probe"), default="target",
+                        help="what kernels for Vulkan may need: what every device has, or what this machine's first "
+                             "device has (default: target)")
     parser.add_argument("--system-lib-prefix", metavar="P",
                         help="what the symbols of a library for apps begin with (default: blockffn_MODEL_Q_)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
@@ -77,7 +80,7 @@ def run(arguments: argparse.Namespace) -> None:
         report_targets(arguments)
         return
     progress = Progress(arguments.quiet)
-    targets = find_targets(arguments.target, arguments.cpu)
+    targets = find_targets(arguments.target, arguments.cpu, arguments.device_limits == "probe")
     model = open_model(arguments.model)
     if arguments.draft is not None:
         model = with_draft(model, arguments.draft, arguments.draft_vocab)

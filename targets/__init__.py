@@ -23,12 +23,14 @@ __all__ = ["TARGETS", "Target", "find_target", "find_targets", "list_targets"]
 
 @dataclass(frozen=True)
 class Entry:
-    """A target by name: what it is, how to make it, what it needs. ``for_processor``: ``make`` takes ``--cpu``."""
+    """A target by name: what it is, how to make it, what it needs. ``for_processor``: ``make`` takes ``--cpu``;
+    ``probes``: it takes whether to ask this machine's device for its limits."""
 
     about: str
     make: Callable[..., Target]
     tools: tuple[Tool, ...]
     for_processor: bool = False
+    probes: bool = False
 
 
 TARGETS = {
@@ -40,25 +42,29 @@ TARGETS = {
                           (ANDROID_LINKER,)),
     "android:generic": Entry("phones with any OpenCL 1.2 GPU", partial(android_target, "android:generic", "generic"),
                              (ANDROID_LINKER,)),
-    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target, (COMPILER, GLSLC)),
+    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target, (COMPILER, GLSLC), probes=True),
     "vulkan:android": Entry("phones with any Vulkan 1.1 GPU", vulkan_android_target, (ANDROID_LINKER, GLSLC)),
 }
 ALIASES = {"android:adreno": "android"}
 
 
-def find_target(name: str, cpu: str = "native") -> Target:
-    """Resolve one name. ``cpu``: the value of ``--cpu``. Raises UserError with the names there are."""
+def find_target(name: str, cpu: str = "native", probe: bool = False) -> Target:
+    """Resolve one name. ``cpu``: the value of ``--cpu``. ``probe``: where the target can, take the limits of this
+    machine's device. Raises UserError with the names there are."""
     entry = TARGETS.get(ALIASES.get(name, name))
     if entry is None:
         raise UserError(f"--target {name}: unknown target; choose one of {', '.join([*TARGETS, *ALIASES])}")
-    return entry.make(cpu) if entry.for_processor else entry.make()
+    return entry.make(*([cpu] if entry.for_processor else [probe] if entry.probes else []))
 
 
-def find_targets(names: str, cpu: str = "native") -> list[Target]:
+def find_targets(names: str, cpu: str = "native", probe: bool = False) -> list[Target]:
     """Resolve ``--target``: names separated by commas, each target once. Raises UserError."""
-    targets = {target.name: target for target in (find_target(name, cpu) for name in names.split(","))}
+    targets = {target.name: target for target in (find_target(name, cpu, probe) for name in names.split(","))}
     if cpu != "native" and not any(TARGETS[name].for_processor for name in targets):
         raise UserError(f"--cpu {cpu}: target {names} is not a processor; leave --cpu out or add --target cpu")
+    if probe and not any(TARGETS[name].probes for name in targets):
+        able = ", ".join(name for name, entry in TARGETS.items() if entry.probes)
+        raise UserError(f"--device-limits probe: target {names} has fixed limits; leave it out or add --target {able}")
     return list(targets.values())
 
 

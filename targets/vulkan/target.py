@@ -7,7 +7,9 @@ from dataclasses import replace
 import tvm
 
 import schedules.gpu
+from blockffn_mlc.errors import UserError
 from blockffn_mlc.target import Form, Target
+from runtime_py.devices import list_devices
 from schedules.tiles import GPU_TILES
 
 from ..android import HOST, HOST_TEXT, PREFILL_CHUNK
@@ -20,28 +22,40 @@ from .spirv import GLSLC
 # What every device with Vulkan 1.1 has: maxComputeWorkGroupInvocations, maxComputeSharedMemorySize,
 # maxStorageBufferRange (specification, table "Required Limits"). Statements and source are OpenCL's of phones.
 LIMITS = Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=1 << 27, statements=500, source_bytes=1 << 17)
+_PREFILL_CHUNK = 256  # the logits of that many tokens fit into a buffer for vocabularies of up to 131,072
 
 
-def vulkan_target() -> Target:
+def vulkan_target(probe: bool = False) -> Target:
     """The target ``vulkan``: kernels for any device with Vulkan 1.1, host code for every processor of this
-    architecture."""
+    architecture. ``probe``: take the limits of this machine's first device instead. Raises UserError if it has none."""
     host, text = plain_host()
-    return _target("vulkan", text, host, host_library())
+    limits = _probed() if probe else LIMITS
+    return replace(_target("vulkan", text, host, limits, host_library()), prefill_chunk=_PREFILL_CHUNK)
 
 
 def vulkan_android_target() -> Target:
     """The target ``vulkan:android``: the same kernels, host code for 64-bit ARM."""
-    target = _target("vulkan:android", HOST_TEXT, tvm.target.Target(HOST), android_library(), system_library())
+    target = _target("vulkan:android", HOST_TEXT, tvm.target.Target(HOST), LIMITS, android_library(), system_library())
     return replace(target, prefill_chunk=PREFILL_CHUNK)
 
 
-def _target(name: str, text: str, host: tvm.target.Target, *forms: Form) -> Target:
+def _probed() -> Limits:
+    found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
+    if "unavailable" in found:
+        raise UserError(f"--device-limits probe: {found['unavailable']}")
+    return replace(LIMITS, work_group=found["max_work_group_size"], threadgroup_bytes=found["local_memory_bytes"],
+                   buffer_bytes=found["max_allocation_bytes"])
+
+
+def _target(name: str, text: str, host: tvm.target.Target, limits: Limits, *forms: Form) -> Target:
     tvm_target = tvm.target.Target({
-        "kind": "vulkan", "max_num_threads": LIMITS.work_group, "max_threads_per_block": LIMITS.work_group,
-        "max_shared_memory_per_block": LIMITS.threadgroup_bytes, "supports_float16": True, "supports_int8": True,
+        "kind": "vulkan", "max_num_threads": limits.work_group, "max_threads_per_block": limits.work_group,
+        "max_shared_memory_per_block": limits.threadgroup_bytes, "supports_float16": True, "supports_int8": True,
         "supports_int16": True, "supports_int64": True, "supports_8bit_buffer": True, "supports_16bit_buffer": True,
     }, host=host)
-    return Target(name, text, tvm_target, schedules.gpu, GPU_TILES["generic"], tuple(map(_with_shaders, forms)), LIMITS,
+    tiles = next(GPU_TILES[row] for row in ("opencl", "generic")
+                 if GPU_TILES[row].local_bytes <= limits.threadgroup_bytes)
+    return Target(name, text, tvm_target, schedules.gpu, tiles, tuple(map(_with_shaders, forms)), limits,
                   export=export_library)
 
 

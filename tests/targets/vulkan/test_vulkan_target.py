@@ -1,0 +1,55 @@
+"""The targets for Vulkan and their limits."""
+
+import dataclasses
+import json
+
+import pytest
+from building import build
+
+from blockffn_mlc.errors import UserError
+from runtime_py.devices import list_devices
+from schedules.tiles import GPU_TILES
+from targets import find_target, find_targets
+from targets.vulkan import target as vulkan
+
+
+def devices(**facts):
+    return lambda: [{"device": "cpu"}, {"device": "vulkan:0", **facts}]
+
+
+def test_limits_are_what_every_device_has():
+    for name in ("vulkan", "vulkan:android"):
+        limits = find_target(name).limits
+        assert (limits.work_group, limits.threadgroup_bytes, limits.buffer_bytes) == (128, 16384, 1 << 27)
+        assert find_target(name).tiles == GPU_TILES["generic"]
+
+
+def test_phones_get_both_forms():
+    target = find_target("vulkan:android")
+    assert [form.suffix for form in target.forms] == [".so", ".tar"] and target.prefill_chunk == 128
+    assert str(target.tvm_target.host.attrs["mtriple"]) == "aarch64-linux-android"
+
+
+def test_probed_limits_are_the_devices(monkeypatch):
+    monkeypatch.setattr(vulkan, "list_devices", devices(
+        max_work_group_size=256, local_memory_bytes=49152, max_allocation_bytes=1 << 30))
+    (target,) = find_targets("vulkan", probe=True)
+    assert dataclasses.astuple(target.limits)[:3] == (256, 49152, 1 << 30)
+    assert target.tiles == GPU_TILES["opencl"] and int(target.tvm_target.attrs["max_num_threads"]) == 256
+
+
+def test_probing_needs_a_device_and_a_target_that_asks(monkeypatch):
+    monkeypatch.setattr(vulkan, "list_devices", devices(unavailable="no Vulkan driver"))
+    with pytest.raises(UserError, match="--device-limits probe: no Vulkan driver"):
+        find_target("vulkan", probe=True)
+    with pytest.raises(UserError, match="--device-limits probe: target cpu has fixed limits; .*--target vulkan"):
+        find_targets("cpu", probe=True)
+
+
+def test_this_machines_limits_are_in_the_plan():
+    found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
+    if "unavailable" in found:
+        pytest.skip(found["unavailable"])
+    result = build("--target", "vulkan", "--device-limits", "probe", "--dry-run", "--json")
+    assert json.loads(result.stdout)["target"] == "vulkan"
+    assert find_target("vulkan", probe=True).limits.work_group == found["max_work_group_size"] >= 128
