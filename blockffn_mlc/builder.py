@@ -33,6 +33,15 @@ from .target import Target
 
 TOKEN_STREAM = "token_stream.json"
 README = "README.md"
+# What the README of an artifact for phones says of a kind of device.
+_README_WORDS = {
+    "opencl": {"api": "OpenCL", "macro": "OPENCL", "rpc": "cl", "device_type": "4",
+               "half": "half precision (cl_khr_fp16)",
+               "driver": "an OpenCL 1.2 driver that apps may load (`libOpenCL.so`)"},
+    "vulkan": {"api": "Vulkan", "macro": "VULKAN", "rpc": "vulkan", "device_type": "7",
+               "half": "half precision (shaderFloat16, storageBuffer16BitAccess)",
+               "driver": "a Vulkan 1.1 driver"},
+}
 
 
 @dataclass(frozen=True)
@@ -166,10 +175,11 @@ def _describe_library(target: Target, library: str, prefix: str, graph: Graph) -
 def _readme(plan: Plan, artifact: str) -> str:
     ours = plan.chat["blockffn"]
     device = ours["device"]
+    words = _README_WORDS[device["kind"]]
     return Template(plan.target.readme).substitute(
         artifact=artifact, target=plan.target.name, quantization=plan.build.quantization.name,
         library=ours["library"], library_file=Path(ours["library"]).name, system_lib=ours["system_lib"]["path"],
         prefix=plan.prefix, model_lib=plan.prefix.removesuffix("_"), weight_megabytes=round(plan.weight_bytes / 1e6),
         memory_megabytes=round(plan.summary()["total_bytes"] / 1e6), work_group=device["work_group"],
         threadgroup_kilobytes=device["threadgroup_bytes"] >> 10, buffer_megabytes=device["buffer_bytes"] >> 20,
-        fp16="half precision (cl_khr_fp16)" if device["fp16"] else "no half precision: float32 throughout")
+        fp16=words["half"] if device["fp16"] else "no half precision: float32 throughout", **words)

@@ -28,7 +28,7 @@ LIMITS = {
 HOST = {"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]}
 HOST_TEXT = "aarch64 generic, neon"
 PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small
-_README = Path(__file__).with_name("android.md")
+README = Path(__file__).with_name("android.md")
 
 
 def android_target(name: str, family: str) -> Target:
@@ -36,4 +36,4 @@ def android_target(name: str, family: str) -> Target:
     limits = LIMITS[family]
     return Target(name, HOST_TEXT, opencl(limits, tvm.target.Target(HOST)), schedules.gpu,
                   GPU_TILES[family], (android_library(), system_library()), limits, PREFILL_CHUNK,
-                  _README.read_text(encoding="utf-8"))
+                  README.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ import json
 import pytest
 from building import build
 
+from blockffn_mlc import builder
 from blockffn_mlc.errors import UserError
 from runtime_py.devices import list_devices
 from schedules.tiles import GPU_TILES
@@ -53,3 +54,13 @@ def test_this_machines_limits_are_in_the_plan():
     result = build("--target", "vulkan", "--device-limits", "probe", "--dry-run", "--json")
     assert json.loads(result.stdout)["target"] == "vulkan"
     assert find_target("vulkan", probe=True).limits.work_group == found["max_work_group_size"] >= 128
+
+
+def test_an_artifact_for_phones_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "write_libraries", lambda *_: None)  # compiling those takes long
+    build("--target", "vulkan:android", "--quantization", "q4f16_1", "-o", tmp_path / "phone")
+    text = (tmp_path / "phone" / "README.md").read_text()
+    for words in ("Vulkan 1.1", "shaderFloat16", "-DUSE_VULKAN=ON", "remote.vulkan(0)", "7 /* Vulkan */",
+                  "128 work-items", "16 KB of threadgroup memory", "128 MB"):
+        assert words in text, words
+    assert "OpenCL" not in text
