@@ -13,6 +13,7 @@ from typing import Any
 from blockffn_mlc.builder import Plan, build_artifact, make_plan, weights_identity
 from blockffn_mlc.chat_config import tokenizer_files
 from blockffn_mlc.errors import UserError
+from blockffn_mlc.mlc.package import check_package, write_package
 from blockffn_mlc.progress import Progress
 from blockffn_mlc.sources import DEMO, DEMO_DRAFT, ModelSource, open_model, with_draft
 from blockffn_mlc.staging import check_destination
@@ -51,6 +52,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device-limits", choices=("target", "probe"), default="target",
                         help="what kernels for Vulkan may need: what every device has, or what this machine's first "
                              "device has (default: target)")
+    parser.add_argument("--package", action="store_true",
+                        help="for phones: also write the folder DIR-package that mlc_llm package makes an app of; "
+                             "implies --mlc")
     parser.add_argument("--system-lib-prefix", metavar="P",
                         help="what the symbols of a library for apps begin with (default: blockffn_MODEL_Q_)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
@@ -91,16 +95,23 @@ def run(arguments: argparse.Namespace) -> None:
         out = arguments.output or Path("dist") / "-".join(part for part in parts if part)
         out = out / target.file_name if arguments.output and len(targets) > 1 else out
         check_destination(out)
+        if arguments.package:
+            check_package(target, out)
         with progress.step("plan" if len(targets) == 1 else f"plan {target.name}"):
             plans[out] = make_plan(model.config, target, quantization, arguments.context_window,
                                    arguments.prefill_chunk, model.folder, arguments.activations, model.draft,
-                                   model.name, arguments.system_lib_prefix, arguments.mlc)
+                                   model.name, arguments.system_lib_prefix,
+                                   arguments.mlc or arguments.package)
     if not tokenizer_files(model.folder):
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     if arguments.dry_run:
         report([plan.summary() for plan in plans.values()], arguments)
     else:
-        report(build(plans, model, arguments.jobs, progress), arguments)
+        results = build(plans, model, arguments.jobs, progress)
+        if arguments.package:
+            for (out, plan), result in zip(plans.items(), results):
+                result["package"] = str(write_package(plan, out))
+        report(results, arguments)
 
 
 def build(plans: dict[Path, Plan], model: ModelSource, jobs: int, progress: Progress) -> list[dict[str, Any]]:

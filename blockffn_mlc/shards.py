@@ -124,13 +124,17 @@ def adopt_shards(folder: Path, shards: list[Shard], other: Path, journal: Journa
     records = json.loads((other / INDEX).read_text(encoding="utf-8"))["records"]
     for shard, record in zip(shards, records):
         if shard.file not in journal.finished:
-            path = folder / shard.file
-            path.unlink(missing_ok=True)
-            try:
-                os.link(other / shard.file, path)
-            except OSError:
-                shutil.copyfile(other / shard.file, path)
+            link_or_copy(other / shard.file, folder / shard.file)
             journal.add(shard.file, record["md5sum"])
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Let ``path`` be the file ``source``: linked where the file system can, else copied. Raises OSError."""
+    path.unlink(missing_ok=True)
+    try:
+        os.link(source, path)
+    except OSError:
+        shutil.copyfile(source, path)
 
 
 def write_shards(folder: Path, shards: list[Shard], source: Source, journal: Journal, jobs: int,

@@ -38,7 +38,8 @@ class Target:
     ``kernels`` and ``tiles``: the kernel family and its numbers. ``forms``: the library's packages, the one that our
     runtime loads first. ``limits``: what a device allows (None: processors, which allow anything). ``prefill_chunk``:
     tokens per pass unless the user says otherwise. ``readme``: a string.Template for the artifact's README.md.
-    ``export(executable, path, link)`` writes a library with a form's ``link``."""
+    ``export(executable, path, link)`` writes a library with a form's ``link``. ``mlc_device``: what MLC's packaging
+    calls the devices, None where it makes no app for them."""
 
     name: str
     host: str
@@ -50,6 +51,7 @@ class Target:
     prefill_chunk: int = 512
     readme: str | None = None
     export: Callable[[Any, str, Callable[..., None]], None] = export_library
+    mlc_device: str | None = None
 
     def check_tools(self) -> None:
         """Raise UserError when this machine lacks what it takes to package a library."""

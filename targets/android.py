@@ -36,4 +36,4 @@ def android_target(name: str, family: str) -> Target:
     limits = LIMITS[family]
     return Target(name, HOST_TEXT, opencl(limits, tvm.target.Target(HOST)), schedules.gpu,
                   GPU_TILES[family], (android_library(), system_library()), limits, PREFILL_CHUNK,
-                  README.read_text(encoding="utf-8"))
+                  README.read_text(encoding="utf-8"), mlc_device="android")

@@ -36,7 +36,7 @@ def vulkan_target(probe: bool = False) -> Target:
 def vulkan_android_target() -> Target:
     """The target ``vulkan:android``: the same kernels, host code for 64-bit ARM."""
     target = _target("vulkan:android", HOST_TEXT, tvm.target.Target(HOST), LIMITS, android_library(), system_library())
-    return replace(target, prefill_chunk=PREFILL_CHUNK, readme=README.read_text(encoding="utf-8"))
+    return replace(target, prefill_chunk=PREFILL_CHUNK, readme=README.read_text(encoding="utf-8"), mlc_device="android")
 
 
 def _probed() -> Limits:

@@ -1,0 +1,91 @@
+"""The folder that ``mlc_llm package`` takes, beside an artifact: mlc-package-config.json, the library's objects, the
+weights and a README (MLC contract, section 2.4)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING, Any
+
+from ..chat_config import FILE as CHAT_CONFIG
+from ..errors import UserError
+from ..shards import INDEX, link_or_copy
+from ..target import Target
+
+if TYPE_CHECKING:
+    from ..builder import Plan
+
+FILE = "mlc-package-config.json"
+README = "README.md"
+_TEXTS = Path(__file__).parent
+
+
+def package_folder(artifact: Path) -> Path:
+    """Where the package of ``artifact`` goes. Beside it: MLC copies the folder of the weights, its own output must not
+    lie in there."""
+    artifact = Path(os.path.abspath(artifact))
+    return artifact.with_name(f"{artifact.name}-package")
+
+
+def check_package(target: Target, artifact: Path) -> None:
+    """Refuse, before any work, a target whose libraries no app of MLC's can be linked with, and to replace a folder
+    that is no package. Raises UserError."""
+    if target.mlc_device is None or not any(form.system_lib for form in target.forms):
+        raise UserError(f"--package: target {target.name} makes no library that apps are linked with; choose one for "
+                        "phones, such as android, or leave --package out")
+    folder = package_folder(artifact)
+    if folder.exists() and not (folder / FILE).is_file() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: needed for the package, but holds something else; move it away or choose another "
+                        "-o")
+
+
+def package_config(plan: Plan, model_id: str) -> dict[str, Any]:
+    """The contents of mlc-package-config.json; paths are relative to the folder it is in."""
+    model_lib = plan.prefix.removesuffix("_")
+    return {
+        "device": plan.target.mlc_device,
+        "model_list": [{"model": model_id, "model_id": model_id, "model_lib": model_lib, "bundle_weight": True,
+                        "estimated_vram_bytes": plan.summary()["total_bytes"]}],
+        "model_lib_path_for_prepare_libs": {model_lib: plan.chat["blockffn"]["system_lib"]["path"]}}
+
+
+def write_package(plan: Plan, artifact: Path) -> Path:
+    """Package a finished ``artifact`` of ``plan``; files are linked where the file system can, else copied. An earlier
+    package is replaced. Returns the folder. Raises UserError, OSError."""
+    check_package(plan.target, artifact)
+    artifact, folder = Path(os.path.abspath(artifact)), package_folder(artifact)
+    config = package_config(plan, artifact.name)
+    library = plan.chat["blockffn"]["system_lib"]["path"]
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    weights = [CHAT_CONFIG, INDEX, *plan.chat["tokenizer_files"], *(shard.file for shard in plan.shards)]
+    for source, copy in ((library, library), *((name, f"{artifact.name}/{name}") for name in weights)):
+        (partial / copy).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(artifact / source, partial / copy)
+    (partial / FILE).write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+    (partial / README).write_text(_readme(plan, folder, config), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+    return folder
+
+
+def _readme(plan: Plan, folder: Path, config: dict[str, Any]) -> str:
+    (model,) = config["model_list"]
+    device, driver = config["device"], str(plan.target.tvm_target.kind)
+    values = {"package": folder.name, "model_id": model["model_id"], "model_lib": model["model_lib"],
+              "library": config["model_lib_path_for_prepare_libs"][model["model_lib"]],
+              "target": plan.target.name, "quantization": plan.build.quantization.name,
+              "megabytes": round(model["estimated_vram_bytes"] / 1e6),
+              "context_window": plan.build.context_window, "driver": _DRIVERS.get((device, driver), "")}
+    steps = Template((_TEXTS / f"package_{device}.md").read_text(encoding="utf-8")).substitute(values)
+    return Template((_TEXTS / "package.md").read_text(encoding="utf-8")).substitute(values, steps=steps.strip())
+
+
+_DRIVERS = {("android", "vulkan"): """
+**This library needs Vulkan, which stock MLC Chat for Android does not have**: `android/mlc4j` is built with OpenCL
+alone (`prepare_libs.py`, `src/cpp/tvm_runtime.h`) and `JSONFFIEngine.java` asks for `Device.opencl()`. All three must
+be changed to Vulkan; nobody has tried. `--target android` needs no change.
+"""}

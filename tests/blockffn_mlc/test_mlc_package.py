@@ -1,0 +1,113 @@
+"""build.py --package: the folder that mlc_llm package takes, checked as MLC's own command reads it."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from building import build
+from checkpoints import GQA, write_random_checkpoint
+
+from blockffn_mlc import builder
+from blockffn_mlc.mlc.package import FILE, package_folder
+from targets import TARGETS, find_target
+from targets.tools import host_library, system_library
+
+
+@pytest.fixture(scope="module")
+def grouped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grouped") / "model"
+    write_random_checkpoint(folder, GQA)
+    (folder / "tokenizer.json").write_text('{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}')
+    return folder
+
+
+@pytest.fixture(params=["android", "iphone"])
+def phone(request, monkeypatch):
+    """A target with MLC's functions and a library for apps: this processor, called a phone. Its libraries are not
+    compiled, which takes long."""
+    target = replace(find_target("cpu"), forms=(host_library(), system_library()), mlc_device=request.param)
+    monkeypatch.setitem(TARGETS, "cpu", replace(TARGETS["cpu"], make=lambda cpu: target))
+
+    def write(graph, target, stem, prefix, stage):
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for form in target.forms:
+            stem.with_name(stem.name + form.suffix).write_text(f"{prefix} {form.suffix}")
+
+    monkeypatch.setattr(builder, "write_libraries", write)
+    return request.param
+
+
+def read_as_mlc(folder):
+    """What mlc_llm package checks of each model before it links, run in ``folder``; the model's entry."""
+    config = json.loads((folder / FILE).read_text())
+    assert config["device"] in ("iphone", "macabi", "android")
+    (entry,) = config["model_list"]
+    assert isinstance(entry["bundle_weight"], bool) and isinstance(entry["estimated_vram_bytes"], int)
+    library = config["model_lib_path_for_prepare_libs"][entry["model_lib"]]
+    assert not Path(library).is_absolute() and (folder / library).is_file()
+    assert not entry["model"].startswith(("HF://", "https://")) and entry["bundle_weight"]
+    assert (folder / entry["model"] / "mlc-chat-config.json").is_file()
+    assert (folder / entry["model"] / "tensor-cache.json").is_file()
+    return config["device"], entry, folder / library
+
+
+def test_a_package_is_what_mlc_reads(grouped, phone, tmp_path, monkeypatch):
+    out = tmp_path / "chat"
+    built = json.loads(build("--model", grouped, "--package", "--quantization", "q4f16_1", "-o", out,
+                             "--system-lib-prefix", "tiny_model_", "--json").stdout)
+    package = tmp_path / "chat-package"
+    assert built["package"] == str(package) == str(package_folder(out))
+    shutil.move(package, tmp_path / "elsewhere")
+    device, entry, library = read_as_mlc(tmp_path / "elsewhere")
+    assert device == phone and entry["model_id"] == "chat" and entry["model_lib"] == "tiny_model"
+    assert library.read_text() == "tiny_model_ .tar"
+    assert entry["estimated_vram_bytes"] == built["total_bytes"]
+    model = tmp_path / "elsewhere" / entry["model"]
+    records = json.loads((model / "tensor-cache.json").read_text())["records"]
+    assert {path.name for path in model.iterdir()} == {
+        "mlc-chat-config.json", "tensor-cache.json", "tokenizer.json", *(record["dataPath"] for record in records)}
+    assert all((model / path.name).read_bytes() == path.read_bytes() for path in out.glob("params_shard_*.bin"))
+    assert "create_tir_paged_kv_cache" in built["functions"]  # --package implies --mlc
+
+
+def test_its_readme_names_every_step(grouped, phone, tmp_path):
+    build("--model", grouped, "--package", "-o", tmp_path / "chat")
+    text = (tmp_path / "chat-package" / "README.md").read_text()
+    words = ["mlc_llm package --output $MLC_LLM_SOURCE_DIR/", "blockffn_model_q0f16", "Plain chat", "interactive",
+             "Speculative decoding needs a change of the app", "nobody has reported"]
+    words += {"android": ["bundle_weight.py", "ANDROID_NDK", "TVM_SOURCE_DIR"], "iphone": ["Xcode"]}[phone]
+    for word in words:
+        assert word in text, word
+    assert "Vulkan" not in text
+
+
+def test_a_package_replaces_an_earlier_one_and_nothing_else(grouped, phone, tmp_path):
+    command = ["--model", grouped, "--package", "-o", tmp_path / "chat"]
+    package = tmp_path / "chat-package"
+    build(*command)
+    (package / "left over").write_text("")
+    build(*command)
+    assert read_as_mlc(package)[0] == phone and not (package / "left over").exists()
+    (package / FILE).unlink()
+    result = build(*command, check=False)
+    assert result.returncode == 1 and "chat-package: needed for the package, but holds something else" in result.stderr
+    assert (package / "chat").is_dir()
+
+
+@pytest.mark.parametrize(("target", "words"), [
+    ("cpu", "--package: target cpu makes no library that apps are linked with"),
+    ("opencl", "--package: target opencl makes no library that apps are linked with"),
+    ("vulkan", "--package: target vulkan makes no library that apps are linked with")])
+def test_targets_without_apps_are_refused(grouped, tmp_path, target, words):
+    result = build("--model", grouped, "--package", "--target", target, "-o", tmp_path / "out", "--dry-run",
+                   check=False)
+    assert result.returncode == 1 and words in result.stderr and "android" in result.stderr
+
+
+@pytest.mark.parametrize("target", ["android", "vulkan:android"])
+def test_targets_of_phones_are_packaged_as_far_as_they_have_mlcs_functions(grouped, tmp_path, target):
+    options = ["--model", grouped, "--target", target, "-o", tmp_path / "out", "--dry-run"]
+    plain, package = (build(*options, option, check=False) for option in ("--mlc", "--package"))
+    assert (package.returncode, package.stdout, package.stderr) == (plain.returncode, plain.stdout, plain.stderr)
