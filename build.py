@@ -44,7 +44,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                              "several targets DIR/T each")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
     parser.add_argument("--prefill-chunk", type=int, metavar="N",
-                        help="tokens per prefill pass (default: 512, on phones 128)")
+                        help="tokens per prefill pass (default: 512, on phones 128, vulkan 256)")
     parser.add_argument("--cpu", default="native", metavar="NAME",
                         help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
     parser.add_argument("--mlc", action="store_true",
