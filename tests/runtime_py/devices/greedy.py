@@ -1,10 +1,34 @@
-"""How far a device's logits are from the processor's, and greedy choices that such a difference cannot change."""
+"""Models on a device and on the processor: how far logits differ, and greedy choices that this cannot change."""
+
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
+import pytest
+from building import build
+
+from runtime_py import Engine
+from schedules.tiles import CPU_TILES
 
 # Two logits that are further apart than this share of the logits' root mean square do not change places between
 # devices (docs/devices.md); by the precision of the cache.
 TIE = {"float32": 1e-4, "float16": 1e-3}
+
+
+class Pair(NamedTuple):
+    """The same model in the same format on both."""
+
+    cpu: Engine
+    device: Engine
+
+    @classmethod
+    def build(cls, device, folder, *arguments):
+        """``arguments``: build.py's, for model and format."""
+        with pytest.MonkeyPatch.context() as patch:
+            for name, row in CPU_TILES.items():  # more sizes take long to compile and change no result
+                patch.setitem(CPU_TILES, name, replace(row, token_tiles=(1,), q4_token_tiles=(1,)))
+            build(*arguments, "--activations", "f32", "--target", f"cpu,{device.kind}", "-o", folder, "-q")
+        return cls(Engine.load(folder / "cpu"), Engine.load(folder / device.kind, device=device.name))
 
 
 def check_no_tie(logits, cache_dtype):
