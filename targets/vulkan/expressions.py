@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 from tvm import ir, tirx
 from tvm.sym.analyzer import Analyzer, ConstIntBound
 
 from .buffers import Buffers, contiguous
 from .intrinsics import DOUBLE, HELPERS, INTEGER_INTRINSICS, INTRINSICS
+from .literals import floating, integer
 from .narrow import Narrowing
 from .types import GLSL, bits, convert, dtype_of, from_stored, reads_memory, reinterpret, split, vector
 from .unsupported import Unsupported
@@ -168,25 +168,10 @@ class Expressions:
         return [f"(~{text})" for text in self.lanes(expr.a)]
 
     def _visit_IntImm(self, expr: Any) -> list[str]:
-        value, dtype = int(expr.value), dtype_of(expr)
-        if dtype == "bool":
-            return ["true" if value else "false"]
-        if dtype == "int32":
-            return [str(value) if value >= 0 else "(-2147483647 - 1)" if value == -2**31 else f"({value})"]
-        suffix = {"uint32": "u", "int64": "L", "uint64": "UL"}.get(dtype)
-        if suffix is not None and value >= 0:
-            return [f"{value}{suffix}"]
-        return [f"{GLSL[_known(dtype)]}({value})"]
+        return [integer(int(expr.value), _known(dtype_of(expr)))]
 
     def _visit_FloatImm(self, expr: Any) -> list[str]:
-        value, dtype = float(expr.value), dtype_of(expr)
-        if dtype == "float64":
-            return [f"{value!r}LF"] if np.isfinite(value) else [f"double(uintBitsToFloat({_pattern(value)}))"]
-        # The nearest float32 in as few digits as name it, except where drivers need not honour it.
-        number = np.float32(value)
-        ordinary = np.isfinite(number) and (number == 0 or abs(number) >= np.finfo(np.float32).tiny)
-        text = repr(float(str(number))) if ordinary else f"uintBitsToFloat({_pattern(value)})"
-        return [convert(f"({text})" if text.startswith("-") else text, "float32", _known(dtype))]
+        return [floating(float(expr.value), _known(dtype_of(expr)))]
 
     def _visit_Var(self, expr: Any) -> list[str]:
         narrow = self.narrowing.variable(expr)
@@ -224,8 +209,7 @@ class Expressions:
     def _visit_Ramp(self, expr: Any) -> list[str]:
         dtype, lanes = split(dtype_of(expr))
         base, stride = (self._once(self.scalar(part), dtype) for part in (expr.base, expr.stride))
-        return [f"({base} + {lane if stride == '1' else f'{lane} * {stride}'})" if lane else base
-                for lane in map(str, range(lanes)) for lane in [lane if dtype == "int32" else f"{GLSL[dtype]}({lane})"]]
+        return [f"({base} + {integer(lane, dtype)} * {stride})" for lane in range(lanes)]
 
     def _visit_Broadcast(self, expr: Any) -> list[str]:
         dtype, lanes = split(dtype_of(expr))
@@ -289,7 +273,7 @@ class Expressions:
     def _intrinsic(self, name: str, dtype: str, args: list[Any]) -> list[str]:
         result, _ = split(dtype)
         source, _ = split(dtype_of(args[0])) if args else ("", 1)
-        if name in INTEGER_INTRINSICS and bits(source) <= 32:
+        if name in INTEGER_INTRINSICS and source in ("int32", "uint32"):
             function, compute, gives = INTEGER_INTRINSICS[name], "uint32", "int32"
         elif name in INTRINSICS and (source in ("float32", "float16") or source == "float64" and name in DOUBLE):
             function = INTRINSICS[name]
@@ -303,21 +287,10 @@ class Expressions:
         return [convert(f"{function}({', '.join(column)})", gives, result) for column in zip(*columns)]
 
     def _reinterpret(self, dtype: str, value: Any) -> list[str]:
-        (source, _), (target, lanes) = split(dtype_of(value)), split(dtype)
-        texts, have, want = self.lanes(value), bits(source), bits(target)
-        if have == want and "float64" not in (source, target):
-            return [reinterpret(text, source, target) for text in texts]
-        if max(have, want) > 32:
+        (source, _), (target, _) = split(dtype_of(value)), split(dtype)
+        if "float64" in (source, target) or bits(source) != bits(target) and 64 in (bits(source), bits(target)):
             raise Unsupported(f"reinterpret of {dtype_of(value)} as {dtype}")
-        words = [convert(reinterpret(text, source, f"uint{have}"), f"uint{have}", "uint32") for text in texts]
-        if want < have:
-            parts = [f"({word} >> {shift}u)" for word in words for shift in range(0, have, want)]
-        else:
-            run = want // have
-            shifted = [f"({word} << {i % run * have}u)" for i, word in enumerate(words)]
-            parts = [f"({' | '.join(shifted[first:first + run])})" for first in range(0, len(shifted), run)]
-        assert len(parts) == lanes
-        return [reinterpret(convert(part, "uint32", f"uint{want}"), f"uint{want}", target) for part in parts]
+        return reinterpret(self.lanes(value), source, target)
 
 
 def _wide(dtype: str) -> str:
@@ -329,10 +302,6 @@ def _wide(dtype: str) -> str:
 def _is_half_of_bits(expr: Any) -> bool:
     return (isinstance(expr, ir.Call) and str(expr.op.name) == "tirx.reinterpret"
             and split(dtype_of(expr))[0] == "float16" and split(dtype_of(expr.args[0]))[0] == "uint16")
-
-
-def _pattern(value: float) -> str:
-    return f"0x{np.float32(value).view(np.uint32):08x}u"
 
 
 def _known(dtype: str) -> str:

@@ -17,7 +17,7 @@ GLSL = {
 }
 _VECTORS = {"float32": "vec", "int32": "ivec", "uint32": "uvec", "float16": "f16vec", "int8": "i8vec", "uint8": "u8vec",
             "int16": "i16vec", "uint16": "u16vec"}
-# From the type's bits as an unsigned integer, and to them.
+# From a type's bits as an unsigned integer, and to them.
 _FROM_BITS = {"float32": "uintBitsToFloat({})", "float16": "uint16BitsToFloat16({})"}
 _TO_BITS = {"float32": "floatBitsToUint({})", "float16": "float16BitsToUint16({})"}
 
@@ -76,10 +76,20 @@ def convert(text: str, source: str, target: str) -> str:
     return f"{GLSL[target]}({text})"
 
 
-def reinterpret(text: str, source: str, target: str) -> str:
-    """The bits of ``text`` as ``target``, of equal size."""
-    if source in _TO_BITS:
-        source, text = f"uint{bits(source)}", _TO_BITS[source].format(text)
-    if target in _FROM_BITS:
-        return _FROM_BITS[target].format(convert(text, source, f"uint{bits(target)}"))
-    return convert(text, source, target)
+def reinterpret(lanes: list[str], source: str, target: str) -> list[str]:
+    """The bits of a vector as one of ``target``; of up to 32 bits each where their sizes differ. The lowest bits come
+    first."""
+    have, want = bits(source), bits(target)
+    words = [_TO_BITS[source].format(text) if source in _TO_BITS else convert(text, source, f"uint{have}")
+             for text in lanes]
+    if have != want:
+        words = [convert(word, f"uint{have}", "uint32") for word in words]
+        if want < have:
+            words = [f"({word} >> {shift}u)" for word in words for shift in range(0, have, want)]
+        else:
+            run = want // have
+            shifted = [f"({word} << {i % run * have}u)" for i, word in enumerate(words)]
+            words = [f"({' | '.join(shifted[first:first + run])})" for first in range(0, len(shifted), run)]
+        words = [convert(word, "uint32", f"uint{want}") for word in words]
+    return [_FROM_BITS[target].format(word) if target in _FROM_BITS else convert(word, f"uint{want}", target)
+            for word in words]

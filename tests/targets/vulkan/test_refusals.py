@@ -40,6 +40,7 @@ def fifth_power(x):
         T.alloc_buffer((4,), "float32", scope="shared.dyn"), T.float32(0), [0])), ["scope 'shared.dyn'"]),
     (lambda: storing(lambda x: tirx.call_intrin("float32", "tirx.tvm_warp_shuffle", 1, x, 0, 32, 32)),
      ["tvm_warp_shuffle"]),
+    (lambda: storing(lambda x: tirx.popcount(x), "int8"), ["function popcount of int8"]),
     (lambda: storing(lambda x: tirx.reinterpret("float64", x), "float64", given="int64"), ["reinterpret", "64"]),
 ])
 def test_unsupported_constructs_are_named(func, words):

@@ -120,6 +120,17 @@ def private_vectors():
     return k.func
 
 
+def bits_of_words(target, lanes):
+    """y[lanes * i:][:lanes] = the bits of x[i], 32, as ``target``; z: the same and back."""
+    with kernel(__name__, "int32") as k:
+        x, y, z = k.tensor((ITEMS,), "uint32"), k.tensor((ITEMS * lanes,), target), k.tensor((ITEMS,), "int32")
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            parts = T.bind(T.reinterpret(f"{target}x{lanes}", x[item]))
+            T.buffer_store(y, parts, [T.ramp(item * lanes, 1, lanes)])
+            T.buffer_store(z, T.reinterpret("int32", parts), [item])
+    return k.func
+
+
 SCALARS = ("int64", "int32", "float32", "uint32", "bool", "int8")
 
 
@@ -144,6 +155,8 @@ KERNELS = {
     **{f"shift_{lanes}": lambda lanes=lanes: shift_in_place(lanes) for lanes in (2, 3, 4, 8)},
     **{f"vectors_{offset}_{dtype}": lambda offset=offset, dtype=dtype: vectors(offset, dtype)
        for offset in (0, 1, 2, 4) for dtype in ("float32", "float16", "int8")},
+    **{f"bits_{target}": lambda target=target: bits_of_words(target, 32 // np.dtype(target).itemsize // 8)
+       for target in ("uint8", "int8", "uint16", "float16")},
     "private_vectors": private_vectors, "scalars_16": lambda: scalars(16), "scalars_17": lambda: scalars(17),
 }
 
@@ -220,6 +233,15 @@ def test_loads_are_as_wide_as_addresses_allow(offset, loads):
     declared = re.findall(r"binding = \d\) (readonly)?.*{ (\w+) ", shader.source)
     assert {element for read_only, element in declared if read_only} == loads
     assert [element for read_only, element in declared if not read_only] == ["vec4"]
+
+
+@pytest.mark.parametrize("target", ["uint8", "int8", "uint16", "float16"])
+def test_bits_of_a_number_as_a_vector(target, kernels, rng):
+    x = rng.integers(0, 2**32, ITEMS, "uint32") & 0xBBFFBBFF | 0x10001000  # no infinite nor tiny halves
+    parts = x.view(target)
+    _, found, back = on_device(kernels[f"bits_{target}"], [x, np.zeros_like(parts), np.zeros(ITEMS, "int32")])
+    np.testing.assert_array_equal(found.view("uint8"), parts.view("uint8"))
+    np.testing.assert_array_equal(back, x.view("int32"))
 
 
 def test_private_vectors(kernels, rng):
