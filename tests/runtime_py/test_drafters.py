@@ -161,11 +161,12 @@ def test_the_documented_drafter_works(engine, monkeypatch, capsys):
     monkeypatch.setattr(Engine, "load", lambda path: engine)
     names = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
-    plain = engine.generate("In the beginning God", 32, draft="none")
+    prompt = "And the LORD said unto Moses,"
+    plain = engine.generate(prompt, 32, draft="none")
     text = "".join(token.text for token in plain)
     assert capsys.readouterr().out.startswith(f"{text}\n1.") and names["generation"].ids == plain.ids
-    drafter = names["Quoting"]([*engine.encode("In the beginning God"), *plain.ids])
-    again = engine.generate("In the beginning God", 32, draft=drafter, tree_size=4)
+    drafter = names["Quoting"]([*engine.encode(prompt), *plain.ids])
+    again = engine.generate(prompt, 32, draft=drafter, tree_size=4)
     assert [token.id for token in again] == plain.ids and again.stats.accepted > 10
 
 

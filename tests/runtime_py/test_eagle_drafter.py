@@ -162,7 +162,7 @@ def decode(session):
         session.step(token)
     session.tree([7, 8, 9, 10], [-1, 0, 0, 2])
     session.commit([0, 2, 3])
-    session.rollback(session.length - 7)
+    session.rollback(session.length - 1)
     session.step(3)
 
 

@@ -13,6 +13,7 @@ from runtime_py import engine as engine_module
 from runtime_py.conversation import Conversation
 from runtime_py.drafters.scripted import ScriptedDrafter
 from runtime_py.sampling import Sampler
+from runtime_py.session import Session
 from runtime_py.speculation import FixedShape
 from runtime_py.tree import Tree, TreeShape
 
@@ -154,6 +155,27 @@ def test_figures(engine):
     without = plain(engine).stats
     assert without.accept_lengths == [1] * 23 and without.drafted == 0 and without.union_share is None
     assert "drafted" not in str(without)
+
+
+def test_clocks_are_read_when_the_device_is_done(engine, monkeypatch):
+    events = []
+
+    def record(name):
+        method = getattr(Session, name)
+
+        def recorded(*arguments):
+            events.append(name)
+            return method(*arguments)
+        monkeypatch.setattr(Session, name, recorded)
+    text = PROMPT + plain(engine).ids
+    for name in ("step", "tree", "commit", "wait"):
+        record(name)
+    monkeypatch.setattr("runtime_py.speculation.perf_counter", lambda: events.append("clock") or 0.0)
+    list(engine.generate(PROMPT, 24, draft=RandomDrafter(text, 300, 0.7), tree_size=4))
+    list(engine.generate(PROMPT, 24, draft="none"))
+    after = {name: {following for event, following in itertools.pairwise(events) if event == name}
+             for name in ("step", "tree", "commit")}
+    assert after == {"step": {"wait"}, "tree": {"wait"}, "commit": {"wait"}}
 
 
 def test_the_union_of_a_pass_counts_every_expert_once(engine, monkeypatch):
