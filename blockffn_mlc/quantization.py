@@ -29,7 +29,7 @@ QUANTIZATIONS = {
     "q0f32": Quantization("q0f32", "float32", "float32", "float32"),
     "q0f16": Quantization("q0f16", "float16", "float16", "float16"),
     "q4f16_1": Quantization("q4f16_1", "q4f16_1", "float16", "float16"),
-    "q4f32_1": Quantization("q4f32_1", "q4f32_1", "float32", "float16"),
+    "q4f32_1": Quantization("q4f32_1", "q4f32_1", "float32", "float32"),
 }
 
 

@@ -1,5 +1,7 @@
-"""The PyTorch reference with what a 4-bit build rounds besides weights: cached values to half precision, and
-activations to 8-bit codes (or about 15 bits) in front of every quantised matrix. Shares no code with the kernels."""
+"""The PyTorch reference with what a build rounds besides weights: cached values to the cache's dtype, and activations
+to 8-bit codes (or about 15 bits) in front of every quantised matrix. Shares no code with the kernels."""
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -8,21 +10,28 @@ from blockffn_mlc.config import LATENT_NORM_EPS
 from blockffn_mlc.reference import Reference, rotate, split_heads
 
 
-class HalfCacheReference(Reference):
-    """The reference with what the cache stores rounded to float16: MLA's latent and rotated key, or key and value."""
+class CacheReference(Reference):
+    """The reference with what the cache stores rounded to its dtype: MLA's latent and rotated key, or key and value."""
+
+    def __init__(self, config, tensors, cache_dtype):
+        super().__init__(config, tensors)
+        self.cache_dtype = getattr(torch, cache_dtype)
+
+    def _cached(self, x):
+        return x.to(self.cache_dtype).float()
 
     def _norm(self, name, x, eps=None):
         y = super()._norm(name, x, eps)
-        return _half(y) if name.endswith("kv_a_layernorm") else y
+        return self._cached(y) if name.endswith("kv_a_layernorm") else y
 
     def _attend(self, prefix, q, k, v):
         if self.config.is_mla:
             nope = self.config.qk_nope_head_dim
-            return super()._attend(prefix, q, torch.cat([k[..., :nope], _half(k[..., nope:])], -1), v)
-        return super()._attend(prefix, q, _half(k), _half(v))
+            return super()._attend(prefix, q, torch.cat([k[..., :nope], self._cached(k[..., nope:])], -1), v)
+        return super()._attend(prefix, q, self._cached(k), self._cached(v))
 
 
-class CodedReference(HalfCacheReference):
+class CodedReference(CacheReference):
     """As well, each group of 32 activations is rounded to codes -largest..largest where a quantised matrix reads it.
     MLA's up projections are absorbed, because that decides what they read."""
 
@@ -53,7 +62,7 @@ class CodedReference(HalfCacheReference):
         keys, k_rope = self._linear(prefix + "kv_a_proj_with_mqa", x).split([latent, rope], -1)
         keys = self._norm(prefix + "kv_a_layernorm", keys, LATENT_NORM_EPS).unsqueeze(1)
         q = torch.cat([torch.einsum("bhtd,hdl->bhtl", self._round(q_nope), k_up), rotate(q_rope, cos, sin)], -1)
-        k = torch.cat([keys, _half(rotate(k_rope.unsqueeze(1), cos, sin))], -1)
+        k = torch.cat([keys, self._cached(rotate(k_rope.unsqueeze(1), cos, sin))], -1)
         scores = q @ k.transpose(2, 3) * c.qk_head_dim**-0.5
         scores = scores + torch.full(scores.shape[-2:], float("-inf")).triu(1)
         values = torch.einsum("bhtl,hvl->bthv", self._round(scores.softmax(-1) @ keys), v_up)
@@ -74,8 +83,7 @@ class Int8x2Reference(CodedReference):
     largest = 16256
 
 
-REFERENCES = {"f32": HalfCacheReference, "int8": Int8Reference, "int8x2": Int8x2Reference}
-
-
-def _half(x):
-    return x.half().float()
+def reference_for(mode, cache_dtype):
+    """The reference of a build with activations ``mode``."""
+    kind = {"f32": CacheReference, "int8": Int8Reference, "int8x2": Int8x2Reference}[mode]
+    return partial(kind, cache_dtype=cache_dtype)

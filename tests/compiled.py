@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import tvm
 import tvm_ffi
-from coded_reference import HalfCacheReference
+from coded_reference import reference_for
 from machine import few_token_tiles, skip_unless_it_can_run
 from tvm import relax
 
@@ -18,7 +18,6 @@ from blockffn_mlc.builder import make_plan
 from blockffn_mlc.checkpoint import open_checkpoint
 from blockffn_mlc.compile import compile_graph
 from blockffn_mlc.layers import READ
-from blockffn_mlc.reference import Reference
 from targets.cpu import cpu_target
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -65,8 +64,7 @@ def oracle(source, ids, dtype="float32", reference=None):
     """Reference logits [T, V] and router scores [L, T, E], with weights and cached values rounded to ``dtype``, or
     what another ``reference`` rounds."""
     tensors = {name: torch.from_numpy(source.read(name).astype(dtype).astype("float32")) for name in source.expected}
-    reference = reference or (HalfCacheReference if dtype == "float16" else Reference)
-    output = reference(source.config, tensors).forward(torch.as_tensor(ids)[None])
+    output = (reference or reference_for("f32", dtype))(source.config, tensors).forward(torch.as_tensor(ids)[None])
     return output.logits[0].numpy(), output.router_scores[:, 0].numpy()
 
 

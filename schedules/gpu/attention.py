@@ -17,6 +17,7 @@ from ..tiles import MAX_TREE_NODES, GpuTiles
 from .grid import Local, barrier, float32, kernel, launch, shared, strided
 from .latent_query import project
 from .matrix import LANES, Row, matrix
+from .product import Product, Variant
 
 _LOWEST = -3.0e38
 
@@ -52,12 +53,12 @@ def attention(tiles: GpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
             if v_up is None:
                 block.mix(lambda head, i, value: T.buffer_store(out, value, [row, (first + head) * value_dim + i]))
             else:
-                mix = shared((share, value_dim))
+                product, mix = Product(tiles, Variant(1), lane, part), shared((share, value_dim))
                 barrier()  # everyone is done with the last block, whose memory this may be
                 block.mix(lambda head, i, value: T.buffer_store(mix, value, [head, i]))
                 barrier()
                 with T.serial(0, share) as head:
-                    project(tiles, v_up, (first + head,), [Row(mix, (head,))], lane, part,
+                    project(product, v_up, (first + head,), [Row(mix, (head,))], lane,
                             lambda t, value, i: T.buffer_store(out, value, [row, (first + head) * v_dim + i]))
     return k.func
 

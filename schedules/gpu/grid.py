@@ -21,7 +21,7 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from .. import builder
-from ..builder import choose, when
+from ..builder import when
 
 
 def kernel(origin: str) -> Any:
@@ -77,15 +77,6 @@ class Local:
 def ceil_div(a: Any, b: int) -> Any:
     """Number of tiles of ``b`` that hold ``a``."""
     return -(-a // b) if isinstance(a, int) else T.floordiv(a + (b - 1), b)
-
-
-def by_tokens(n: Any, token_tiles: Sequence[int], emit: Callable[[int], None]) -> None:
-    """``emit(tile)`` describes the launches that compute ``tile`` rows together; the host picks those of the smallest
-    tile that holds all n rows, else of the largest."""
-    if len(token_tiles) == 1:
-        emit(token_tiles[0])
-    else:
-        choose(n <= token_tiles[0], lambda: emit(token_tiles[0]), lambda: by_tokens(n, token_tiles[1:], emit))
 
 
 def strided(first: Any, count: Any, step: int, body: Callable[[Any], None], *, unroll: bool = False) -> None:

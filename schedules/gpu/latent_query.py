@@ -9,10 +9,13 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import factory, when
 from ..tiles import GpuTiles
-from .grid import Local, barrier, by_tokens, ceil_div, kernel, launch, shared
+from .grid import barrier, ceil_div, kernel, launch, shared
 from .linear import token_rows
-from .matrix import LANES, Matrix, Row, finish, matrix
+from .matrix import LANES, Matrix, Row, matrix
+from .product import Product, Variant, by_tokens, variants
 from .rope import rotate
+
+_MOST_ROWS = 8  # of a sliced tile: two products unroll them
 
 
 @factory
@@ -29,42 +32,38 @@ def latent_query(tiles: GpuTiles, heads: int, inputs: int, nope: int, rope: int,
         table = k.tensor((positions, rope))
         q = k.tensor((n, heads, latent + rope))
 
-        def emit(tokens: int) -> None:
+        def emit(variant: Variant) -> None:
+            tokens = variant.tokens
             with launch((heads, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((head, block), (lane, part)):
                 first = T.bind(block * tokens)
-                own = shared((tokens, nope + rope))
-                project(tiles, q_up, (head,), token_rows(x, first, tokens, n), lane, part,
+                product, own = Product(tiles, variant, lane, part), shared((tokens, nope + rope))
+                project(product, q_up, (head,), token_rows(x, first, product.rows, n), lane,
                         lambda t, value, output: T.buffer_store(own, value, [t, output]))
 
                 def absorbed(t: Any, value: Any, output: Any) -> None:
                     with when(first + t < n):
                         T.buffer_store(q, value, [first + t, head, output])
 
-                project(tiles, k_up, (head,), [Row(own, (t,)) for t in range(tokens)], lane, part, absorbed)
-                for t in range(tokens):
+                project(product, k_up, (head,), [Row(own, (t,)) for t in product.rows], lane, absorbed)
+                with T.serial(0, tokens) as t:
                     with when(first + t < n):
                         rotate(part * LANES + lane, tiles.items, rope, table, T.bind(pos[first + t]),
                                lambda i: own[t, nope + i],
                                lambda value, i: T.buffer_store(q, value, [first + t, head, latent + i]))
 
-        sizes = [tokens for tokens in tiles.token_tiles
-                 if 4 * tokens * (nope + rope + 2 * tiles.items) <= tiles.local_bytes]
-        by_tokens(n, sizes, emit)
+        by_tokens(n, variants(tiles, row_bytes=4 * (nope + rope), most=_MOST_ROWS), emit)
     return k.func
 
 
-def project(tiles: GpuTiles, w: Matrix, outer: tuple[Any, ...], rows: list[Row], lane: Any, part: Any,
-            write: Any) -> None:
-    """``write(t, rows[t] . w[outer, output], output)`` for all tokens and outputs, by one work-group. Contains
-    barriers, the last one behind all writes."""
+def project(product: Product, w: Matrix, outer: tuple[Any, ...], rows: list[Row], lane: Any, write: Any) -> None:
+    """``write(t, rows[t] . w[outer, output], output)`` for all rows t of a tile and all outputs, by one work-group.
+    Contains barriers, the last one behind all writes."""
     with T.serial(0, w.tiles) as tile:
         output = w.output(tile, lane)
-        acc = Local(len(rows), 0.0)
-        w.accumulate(acc, outer, output, rows, part, tiles.slices)
 
         def owned(t: Any, value: Any) -> None:
             with when(w.owns(tile, lane)):
                 write(t, value, output)
 
-        finish(tiles, acc, lane, part, owned)
+        product.multiply(w, outer, output, rows, owned)
         barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -9,8 +10,9 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import factory, when
 from ..tiles import GpuTiles
-from .grid import Local, by_tokens, ceil_div, float32, kernel, launch
-from .matrix import LANES, Matrix, Row, finish, matrix
+from .grid import ceil_div, float32, kernel, launch
+from .matrix import LANES, Matrix, Row, matrix
+from .product import Product, Variant, by_tokens, variants
 
 
 @factory
@@ -27,18 +29,17 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
         residual = k.tensor((n, outputs)) if residual_scale is not None else None
         y = k.tensor((n, outputs))
 
-        def emit(tokens: int) -> None:
+        def emit(variant: Variant) -> None:
             before = 0
             for w in blocks:
-                emit_block(tokens, w, before)
+                emit_block(variant, w, before)
                 before += w.outputs
 
-        def emit_block(tokens: int, w: Matrix, before: int) -> None:
-            with launch((w.tiles, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
-                first, output = block * tokens, w.output(tile, lane)
-                column = before + output
-                acc = Local(tokens, 0.0)
-                w.accumulate(acc, (), output, token_rows(x, first, tokens, n), part, tiles.slices)
+        def emit_block(variant: Variant, w: Matrix, before: int) -> None:
+            groups = w.tiles, ceil_div(n, variant.tokens)
+            with launch(groups, (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+                first, output = block * variant.tokens, w.output(tile, lane)
+                product, column = Product(tiles, variant, lane, part), before + output
 
                 def write(t: Any, value: Any) -> None:
                     row = first + t
@@ -49,12 +50,12 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
                             value = residual[row, column] + T.float32(residual_scale) * value
                         T.buffer_store(y, value, [row, column])
 
-                finish(tiles, acc, lane, part, write)
+                product.multiply(w, (), output, token_rows(x, first, product.rows, n), write)
 
-        by_tokens(n, tiles.token_tiles, emit)
+        by_tokens(n, variants(tiles), emit)
     return k.func
 
 
-def token_rows(x: T.Buffer, first: Any, tokens: int, n: Any) -> list[Row]:
-    """Rows first .. first+tokens-1 of x [n, width]; the first of them exists."""
-    return [Row(x, (first + t,), first + t < n if t else None) for t in range(tokens)]
+def token_rows(x: T.Buffer, first: Any, offsets: Sequence[Any], n: Any) -> list[Row]:
+    """Rows first + offset of x [n, width]; row ``first`` exists."""
+    return [Row(x, (first + t,), None if isinstance(t, int) and t == 0 else first + t < n) for t in offsets]

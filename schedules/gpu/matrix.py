@@ -1,9 +1,8 @@
 """How kernels read a packed matrix: one class per family of formats.
 
 A work-item owns one output; the 32 of a tile are neighbours, so each load of weights is one run of memory: 32 floats,
-or 32 words of codes (eight inputs of each output). The inputs come in blocks of 32; the blocks of an output are dealt
-out to the ``slices`` work-items that share it. Weights become float32 in registers. Unrolled: 8 inputs x the tokens of
-a tile, at most 16.
+or 32 words of codes (eight inputs of each output). The inputs come in blocks of 32. Unrolled: 8 inputs x the rows of a
+work-item, at most 16.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import Kernel, choose, when
 from ..layout import FLOAT_FORMATS, Q4_BLOCK, Q4_CODE_WORDS, Q4_ZERO, stored_shape, tile_count
-from ..tiles import GpuTiles
-from .grid import Local, barrier, float32, load4, shared, strided
+from .grid import Local, float32, load4, strided
 
 LANES = 32  # outputs of a work-group
 BLOCK = 32  # inputs
@@ -25,17 +23,29 @@ _OCTET = 8  # inputs of a word of codes
 
 class Row:
     """A row of float32 activations. ``present``: whether there is such a row (None: always); one that is not there is
-    not read."""
+    not read. ``start``: the input that its first column holds."""
 
-    def __init__(self, buffer: T.Buffer, index: Sequence[Any], present: Any = None) -> None:
-        self._buffer, self._index, self.present = buffer, tuple(index), present
+    def __init__(self, buffer: T.Buffer, index: Sequence[Any], present: Any = None, start: Any = 0) -> None:
+        self._buffer, self._index, self.present, self._start = buffer, tuple(index), present, start
+
+    @property
+    def in_group(self) -> bool:
+        """Whether it is in threadgroup memory."""
+        return self._buffer.scope() == "shared"
 
     def read(self, first: Any, count: int) -> list[Any]:
-        """Columns first .. first+count-1; ``first`` is a multiple of 8."""
-        values = []
+        """Inputs first .. first+count-1; ``first`` is a multiple of 8."""
+        first, values = first - self._start, []
         for i in range(0, count // 4 * 4, 4):
             values += load4(self._buffer, *self._index, first + i)
         return values + [T.bind(self._buffer[(*self._index, first + i)]) for i in range(len(values), count)]
+
+    def stage(self, target: T.Buffer, t: Any, start: Any, lane: Any, inputs: int) -> Row:
+        """The 32 inputs from ``start`` on, which 32 work-items copy to target[t]; there are ``inputs`` in all."""
+        there = T.bool(True) if inputs % BLOCK == 0 else start + lane < inputs
+        with when(there if self.present is None else T.And(there, self.present)):
+            T.buffer_store(target, self._buffer[(*self._index, start + lane)], [t, lane])
+        return Row(target, (t,), self.present, start)
 
 
 class Matrix:
@@ -65,33 +75,60 @@ class Matrix:
     def add_block(self, acc: Local, outer: Sequence[Any], output: Any, rows: Sequence[Row], block: Any,
                   scale: T.Buffer | None = None) -> None:
         """The same over one block of inputs."""
-        whole, rest = divmod(self.inputs, BLOCK)
+        def octet(weights: Callable[[Any, int], list[Any]], number: Any, count: int) -> None:
+            first = block * BLOCK + number * _OCTET
+            values = weights(number, count)
+            if scale is not None:
+                values = [value * float32(scale[first + i]) for i, value in enumerate(values)]
+            self._multiply(acc, values, rows, first)
 
+        def octets(inputs: int) -> None:
+            weights = self._block(outer, output, block)
+            self._for_octets(inputs, lambda number, count: octet(weights, number, count))
+
+        self._for_block(block, octets)
+
+    def stage(self, outer: Sequence[Any], output: Any, block: Any, part: Any, parts: int,
+              store: Callable[[Any, Any], None]) -> None:
+        """``store(i, weight)`` for the inputs i of a block (0 is its first) that are the share of ``part`` where
+        ``parts`` work-items take one octet after the other."""
         def octets(inputs: int) -> None:
             weights = self._block(outer, output, block)
 
             def octet(number: Any, count: int) -> None:
-                first = block * BLOCK + number * _OCTET
-                values = weights(number, count)
-                if scale is not None:
-                    values = [value * float32(scale[first + i]) for i, value in enumerate(values)]
-                kept = Local(count)  # a bound expression would be repeated at each use
-                for i, value in enumerate(values):
-                    kept.set(i, value)
-                self._multiply(acc, kept, rows, first)
+                for i, value in enumerate(weights(number, count)):
+                    store(number * _OCTET + i, value)
 
-            if inputs >= _OCTET:
-                with T.serial(0, inputs // _OCTET) as number:
-                    octet(number, _OCTET)
+            strided(part, inputs // _OCTET, parts, lambda number: octet(number, _OCTET), unroll=True)
             if inputs % _OCTET:
-                octet(inputs // _OCTET, inputs % _OCTET)
+                with when(part == inputs // _OCTET % parts):
+                    octet(inputs // _OCTET, inputs % _OCTET)
 
+        self._for_block(block, octets)
+
+    def add_staged(self, acc: Local, rows: Sequence[Row], block: Any, weight: Callable[[Any], Any]) -> None:
+        """acc[t] += the sum of rows[t][i] * weight over the inputs i of a block, ``weight(j)`` being its j-th."""
+        self._for_block(block, lambda inputs: self._for_octets(inputs, lambda number, count: self._multiply(
+            acc, [weight(number * _OCTET + i) for i in range(count)], rows, block * BLOCK + number * _OCTET)))
+
+    def _for_block(self, block: Any, emit: Callable[[int], None]) -> None:
+        """``emit(inputs)`` for the inputs that a block has."""
+        whole, rest = divmod(self.inputs, BLOCK)
         if not rest:
-            octets(BLOCK)
+            emit(BLOCK)
         elif not whole:
-            octets(rest)
+            emit(rest)
         else:
-            choose(block < whole, lambda: octets(BLOCK), lambda: octets(rest))
+            choose(block < whole, lambda: emit(BLOCK), lambda: emit(rest))
+
+    @staticmethod
+    def _for_octets(inputs: int, emit: Callable[[Any, int], None]) -> None:
+        """``emit(number, count)`` for the octets of a block, the last of which may have fewer inputs."""
+        if inputs >= _OCTET:
+            with T.serial(0, inputs // _OCTET) as number:
+                emit(number, _OCTET)
+        if inputs % _OCTET:
+            emit(inputs // _OCTET, inputs % _OCTET)
 
     def element(self, outer: Sequence[Any], output: Any, i: Any) -> Any:
         """Weight [outer, output, i], float32."""
@@ -102,7 +139,10 @@ class Matrix:
         raise NotImplementedError
 
     @staticmethod
-    def _multiply(acc: Local, weights: Local, rows: Sequence[Row], first: Any) -> None:
+    def _multiply(acc: Local, values: Sequence[Any], rows: Sequence[Row], first: Any) -> None:
+        weights = Local(len(values))  # a bound expression would be repeated at each use
+        for i, value in enumerate(values):
+            weights.set(i, value)
         for t, row in enumerate(rows):
             def add(t: int = t, row: Row = row) -> None:
                 for i, value in enumerate(row.read(first, weights.size)):
@@ -170,25 +210,3 @@ def matrix(kernel: Kernel, weight_format: str, shape: Sequence[int], tile: int) 
     """Declare the next parameter as a matrix [..., outputs, inputs], packed in tiles of ``tile`` outputs where the
     format leaves the choice."""
     return (FloatMatrix if weight_format in FLOAT_FORMATS else Q4Matrix)(kernel, weight_format, shape, tile)
-
-
-def finish(tiles: GpuTiles, acc: Local, lane: Any, slice_index: Any, write: Callable[[Any, Any], None],
-           active: Any = None) -> None:
-    """Add up the sums of an output's slices, first to last, then ``write(t, sum)`` for each token t of the tile, by
-    one work-item each. Contains a barrier. ``active``: whether the group has anything to write (None: it has)."""
-    slices, tokens = tiles.slices, acc.size
-    active = T.bool(True) if active is None else active
-    partial = shared((slices, tokens, LANES))
-    with when(active):
-        for t in range(tokens):
-            T.buffer_store(partial, acc[t], [slice_index, t, lane])
-    barrier()
-
-    def add_up(t: Any) -> None:
-        result = partial[0, t, lane]
-        for part in range(1, slices):
-            result = result + partial[part, t, lane]
-        write(t, T.bind(result))
-
-    with when(active):
-        strided(slice_index, tokens, slices, add_up)

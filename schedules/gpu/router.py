@@ -10,10 +10,11 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import factory, when
 from ..tiles import GpuTiles
-from .grid import Local, barrier, by_tokens, ceil_div, float32, kernel, launch, strided, total
+from .grid import Local, barrier, ceil_div, float32, kernel, launch, strided, total
 from .linear import token_rows
-from .matrix import LANES, finish, matrix
+from .matrix import LANES, matrix
 from .norm import inverse_root, norm_factor
+from .product import Product, Variant, by_tokens
 
 _MOST_TOKENS = 8  # of a tile: the sums of squares take a float of each work-item for each token
 
@@ -33,7 +34,8 @@ def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, no
         h = k.tensor((n, hidden))
         scores = k.tensor((n, experts))
 
-        def emit(tokens: int) -> None:
+        def emit(variant: Variant) -> None:
+            tokens = variant.tokens
             with launch((w.tiles, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
                 first, output, item = block * tokens, w.output(tile, lane), part * LANES + lane
                 squares = Local(tokens, 0.0)
@@ -57,7 +59,7 @@ def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, no
                 with when(tile == 0):
                     strided(item, hidden, tiles.items, normalise)
                 acc = Local(tokens, 0.0)
-                w.accumulate(acc, (), output, token_rows(x, first, tokens, n), part, tiles.slices, input_weight)
+                w.accumulate(acc, (), output, token_rows(x, first, range(tokens), n), part, tiles.slices, input_weight)
                 for t in range(tokens):
                     acc.set(t, acc[t] * inverse[t])
 
@@ -66,9 +68,9 @@ def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, no
                         T.buffer_store(scores, T.max(value, T.float32(0)), [first + t, output])
 
                 barrier()  # before ``finish`` reuses the memory of ``total``
-                finish(tiles, acc, lane, part, write)
+                Product(tiles, variant, lane, part).finish(acc, write)
 
-        by_tokens(n, [tokens for tokens in tiles.token_tiles if tokens <= _MOST_TOKENS], emit)
+        by_tokens(n, [Variant(tokens) for tokens in tiles.token_tiles if tokens <= _MOST_TOKENS], emit)
         if norm != "none":
             with launch((n,), (tiles.items,)) as ((row,), (item,)):
                 if norm == "rms":

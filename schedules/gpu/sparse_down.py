@@ -10,16 +10,18 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import choose, factory, when
 from ..tiles import GpuTiles
 from ..union import union_tensors
-from .grid import Local, barrier, by_tokens, ceil_div, kernel, launch, shared, strided
-from .matrix import LANES, Row, finish, matrix
+from .grid import Local, barrier, ceil_div, kernel, launch, shared, strided
+from .matrix import LANES, Row, matrix
+from .product import Product, Variant, by_tokens, variants
 
 
 @factory
 def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, weight_format: str,
                 residual_scale: float, activations: str = "f32") -> tvm.tirx.PrimFunc:
     """y[t, h] = residual[t, h] + residual_scale * sum_i sum_d act[i, j, d] * w[e, h, d], e = ids[i], t = tokens[i, j];
-    parameters as the CPU kernel's. A work-group computes a tile of outputs for a tile of tokens: its slices share the
-    blocks of inputs of all experts of the union that one of these tokens uses."""
+    parameters as the CPU kernel's. A work-group computes a tile of outputs for a tile of tokens, over all experts of
+    the union that one of these tokens uses: its slices share the blocks of inputs of these experts; where weights are
+    staged, the tokens of one expert after the other, whose sums are kept in threadgroup memory."""
     with kernel(__name__) as k:
         n = k.rows_var()
         act = k.tensor((experts, n, expert_size))
@@ -28,7 +30,8 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
         residual = k.tensor((n, outputs))
         y = k.tensor((n, outputs))
 
-        def emit(token_tile: int) -> None:
+        def emit_sliced(variant: Variant) -> None:
+            token_tile = variant.tokens
             with launch((w.tiles, ceil_div(n, token_tile)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
                 first, output, places = block * token_tile, w.output(tile, lane), T.bind(count[0])
                 # At each place: the first of the expert's tokens in this tile, and a bit for each of the tile's tokens.
@@ -63,21 +66,69 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
                     with when(T.And(w.owns(tile, lane), row < n)):
                         T.buffer_store(y, residual[row, output] + T.float32(residual_scale) * value, [row, output])
 
-                finish(tiles, acc, lane, part, write)
+                Product(tiles, variant, lane, part).finish(acc, write)
 
-        by_tokens(n, tiles.token_tiles, emit)
+        def emit_staged(variant: Variant) -> None:
+            token_tile = variant.tokens
+            with launch((w.tiles, ceil_div(n, token_tile)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+                first, output, places = block * token_tile, w.output(tile, lane), T.bind(count[0])
+                # At each place, the expert's tokens in this tile: the first of them, and the first behind them.
+                starts, stops = shared((experts,), "int32"), shared((experts,), "int32")
+                sums, product = shared((token_tile, LANES)), Product(tiles, variant, lane, part)
+
+                def find(place: Any) -> None:
+                    for bounds, token in ((starts, first), (stops, first + token_tile)):
+                        T.buffer_store(bounds, _first_from(tokens, place, uses[place], token), [place])
+
+                strided(part * LANES + lane, experts, tiles.items, find, unroll=True)
+                strided(part, token_tile, tiles.slices, lambda t: T.buffer_store(sums, 0.0, [t, lane]))
+                barrier()
+                with T.serial(0, places) as place:
+                    start, stop, expert = T.bind(starts[place]), T.bind(stops[place]), T.bind(ids[place])
+                    own = [start + t for t in product.rows]
+                    acc = Local(len(own), 0.0)
+                    rows = [Row(act, (place, j), j < stop) for j in own]
+                    product.accumulate(acc, w, (expert,), output, rows, start < stop)
+                    at = Local(len(own), dtype="int32")
+                    barrier()
+                    for i, j in enumerate(own):
+                        with when(j < stop):
+                            at.set(i, tokens[place, j] - first)
+                            acc.add(i, sums[at[i], lane])
+                    barrier()
+                    for i, j in enumerate(own):
+                        with when(j < stop):
+                            T.buffer_store(sums, acc[i], [at[i], lane])
+                barrier()
+
+                def write(t: Any) -> None:
+                    row = first + t
+                    with when(T.And(w.owns(tile, lane), row < n)):
+                        T.buffer_store(y, residual[row, output] + T.float32(residual_scale) * sums[t, lane],
+                                       [row, output])
+
+                strided(part, token_tile, tiles.slices, write)
+
+        found = variants(tiles, row_bytes=4 * LANES, other_bytes=8 * experts)
+        by_tokens(n, found, lambda variant: (emit_staged if variant.staged else emit_sliced)(variant))
     return k.func
+
+
+def _first_from(tokens: T.Buffer, place: Any, used: Any, token: Any) -> Any:
+    """Index of the first of the ascending tokens[place, :used] that is not below ``token``."""
+    low, high = Local(1, 0, "int32"), Local(1, used, "int32")
+    with T.While(low[0] < high[0]):
+        middle = T.bind(T.shift_right(low[0] + high[0], T.int32(1)))
+        choose(tokens[place, middle] < token, lambda: low.set(0, middle + 1), lambda: high.set(0, middle))
+    return low[0]
 
 
 def _tokens_within(tokens: T.Buffer, place: Any, used: Any, first: Any, size: int) -> tuple[Any, Any]:
     """Of the ascending tokens[place, :used], those in first .. first+size-1: the index of the first of them, and a mask
     with bit t for token first + t."""
-    low, high, mask = Local(1, 0, "int32"), Local(1, used, "int32"), Local(1, 0, "int32")
-    with T.While(low[0] < high[0]):
-        middle = T.bind(T.shift_right(low[0] + high[0], T.int32(1)))
-        choose(tokens[place, middle] < first, lambda: low.set(0, middle + 1), lambda: high.set(0, middle))
-    with T.serial(0, T.min(T.int32(size), used - low[0])) as j:
-        bit = T.bind(tokens[place, low[0] + j] - first)
+    low, mask = T.bind(_first_from(tokens, place, used, first)), Local(1, 0, "int32")
+    with T.serial(0, T.min(T.int32(size), used - low)) as j:
+        bit = T.bind(tokens[place, low + j] - first)
         with when(bit < size):
             mask.set(0, T.bitwise_or(mask[0], T.shift_left(T.int32(1), bit)))
-    return low[0], mask[0]
+    return low, mask[0]

@@ -10,8 +10,9 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import factory, when
 from ..tiles import GpuTiles
 from ..union import union_tensors
-from .grid import Local, by_tokens, ceil_div, kernel, launch, silu
-from .matrix import LANES, Row, finish, matrix
+from .grid import Local, ceil_div, kernel, launch, silu
+from .matrix import LANES, Row, matrix
+from .product import Product, Variant, by_tokens, variants
 
 
 @factory
@@ -28,26 +29,27 @@ def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weig
         w = matrix(k, weight_format, (experts, expert_size, inputs), tiles.expert_tile(expert_size))
         act = k.tensor((experts, n, expert_size))
 
-        def emit(token_tile: int) -> None:
-            groups = w.tiles, experts, ceil_div(n, token_tile)
-            with launch(groups, (LANES, tiles.slices)) as ((tile, place, block), (lane, part)):
-                first, used = block * token_tile, T.bind(uses[place])
-                expert, output = T.bind(ids[place]), w.output(tile, lane)
-                acc = Local(token_tile, 0.0)
-                with when(first < used):
-                    rows = []
-                    for t in range(token_tile):
-                        token = T.bind(tokens[place, T.min(first + t, used - 1)])
-                        rows.append(Row(x, (token,), first + t < used if t else None))
-                    w.accumulate(acc, (expert,), output, rows, part, tiles.slices)
+        def emit(variant: Variant) -> None:
+            # Places without an expert are the last. With the place as the fastest axis they are spread over the groups,
+            # so that a driver that deals out ranges of groups gives every core its share of the others.
+            groups = experts, w.tiles, ceil_div(n, variant.tokens)
+            with launch(groups, (LANES, tiles.slices)) as ((place, tile, block), (lane, part)):
+                first, used = block * variant.tokens, T.bind(uses[place])
+                expert, output, active = T.bind(ids[place]), w.output(tile, lane), first < used
+                product = Product(tiles, variant, lane, part)
+                indices = Local(len(product.rows), dtype="int32")
+                with when(active):
+                    for i, t in enumerate(product.rows):
+                        indices.set(i, tokens[place, T.min(first + t, used - 1)])
+                present = [None if isinstance(t, int) and t == 0 else first + t < used for t in product.rows]
+                rows = [Row(x, (indices[i],), there) for i, there in enumerate(present)]
 
                 def write(t: Any, value: Any) -> None:
                     with when(T.And(w.owns(tile, lane), first + t < used)):
                         score = scores[tokens[place, first + t], expert]
                         T.buffer_store(act, silu(value) * score, [place, first + t, output])
 
-                # The barrier is outside of conditions on what memory holds: not every driver sees that groups agree.
-                finish(tiles, acc, lane, part, write, first < used)
+                product.multiply(w, (expert,), output, rows, write, active)
 
-        by_tokens(n, tiles.token_tiles, emit)
+        by_tokens(n, variants(tiles), emit)
     return k.func

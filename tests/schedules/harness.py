@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tvm
-import tvm_ffi
 from machine import few_token_tiles
 
 from blockffn_mlc.target import Target
+from runtime_py.devices import Device, find_device
 from runtime_py.host import missing_flags
+from runtime_py.selftest import memory
 from schedules import activations, builder, cpu, q4
 from schedules.cpu import vector
 from schedules.layout import FLOAT_FORMATS, Q4_FORMATS, pack_rows
@@ -33,7 +34,6 @@ CODED = [mode for mode in activations.ACTIVATIONS if mode != "f32"]
 DTYPES = ("float32", "float16")
 TOKENS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130)
 MAX_TOKENS = TOKENS[-1]
-GUARD = 256  # bytes on either side of a tensor
 EXACT = 1e-12  # NMSE of float32 arithmetic against float64
 
 
@@ -84,10 +84,14 @@ class Out:
     def __init__(self, shape: Sequence[int], dtype: str = "float32", partial: bool = False) -> None:
         self.shape, self.dtype, self.partial = tuple(shape), dtype, partial
 
+    def unwritten(self) -> np.ndarray:
+        """What it holds at first."""
+        return memory.poisoned(self.shape, self.dtype)
+
     @staticmethod
     def poison(dtype: str) -> np.uint32:
         """Four bytes of an output that was never written: NaN, or a huge integer."""
-        return np.uint32(0x01010101 * _poison(np.dtype(dtype)))
+        return np.uint32(0x01010101 * memory.poison(dtype))
 
 
 class InOut:
@@ -97,66 +101,35 @@ class InOut:
         self.value = value
 
 
-def _poison(dtype: np.dtype) -> int:
-    return 0xFF if dtype.kind == "f" else 0x5A
-
-
-class Guarded:
-    """A tensor in the middle of poisoned memory, at a multiple of 64 bytes: floats are NaN, integers huge."""
-
-    def __init__(self, shape: Sequence[int], dtype: str) -> None:
-        dtype = np.dtype(dtype)
-        nbytes = int(np.prod(shape)) * dtype.itemsize
-        self._poison = _poison(dtype)
-        memory = np.full(2 * GUARD + nbytes + 64, self._poison, np.uint8)
-        start = GUARD + -(memory.ctypes.data + GUARD) % 64
-        self._before, self._after = memory[:start], memory[start + nbytes:]
-        self.array = memory[start:start + nbytes].view(dtype).reshape(shape)
-
-    def tensor(self) -> tvm_ffi.Tensor:
-        return tvm_ffi.from_dlpack(self.array, require_alignment=64, require_contiguous=True)
-
-    def untouched(self) -> np.ndarray:
-        """bool: elements that still hold the poison."""
-        size = self.array.dtype.itemsize
-        raw = np.ascontiguousarray(self.array).view(np.uint8).reshape(*self.array.shape, size)
-        return (raw == self._poison).all(-1)
-
-    def check_guards(self) -> None:
-        for guard in (self._before, self._after):
-            assert (guard == self._poison).all(), "written outside of the tensor"
-
-
 def run(func: tvm.tirx.PrimFunc, target, *args) -> np.ndarray | list[np.ndarray]:
     """Call a kernel. ``args``: arrays (inputs), ints (scalars), Out, InOut. Returns what it wrote (one array, or a
     list) after checking that guards and inputs are as before and that outputs are fully written."""
-    return call_guarded(compiled(func, target.tvm_target), Guarded, args)
+    return call_guarded(compiled(func, target.tvm_target), find_device("cpu"), args)
 
 
-def call_guarded(function: Callable, guard: Callable, args: Sequence) -> np.ndarray | list[np.ndarray]:
-    """``run`` of a compiled kernel, with the tensors in memory that ``guard`` (such as ``Guarded``) watches."""
-    guarded: list[tuple[object, Guarded]] = []
+def call_guarded(function: Callable, device: Device, args: Sequence) -> np.ndarray | list[np.ndarray]:
+    """``run`` of a compiled kernel on a device."""
+    guarded: list[tuple[object, memory.Guarded]] = []
     values = []
     for arg in args:
         if isinstance(arg, int):
             values.append(arg)
             continue
-        source = arg.value if isinstance(arg, InOut) else arg
-        tensor = guard(source.shape, source.dtype)
-        if not isinstance(arg, Out):
-            tensor.array[...] = source
-        guarded.append((arg, tensor))
-        values.append(tensor.tensor())
+        content = arg.value if isinstance(arg, InOut) else arg
+        guarded.append((arg, memory.Guarded(device, arg.unwritten() if isinstance(arg, Out) else content)))
+        values.append(guarded[-1][1].tensor)
     function(*values)
     written = []
     for arg, tensor in guarded:
-        tensor.check_guards()
+        found, intact = tensor.read()
+        assert intact, "written outside of the tensor"
         if isinstance(arg, Out):
-            assert arg.partial or not tensor.untouched().any(), "output not fully written"
+            unwritten = memory.bits_of(found) == memory.bits_of(arg.unwritten())
+            assert arg.partial or not unwritten.any(), "output not fully written"
         elif not isinstance(arg, InOut):
-            assert same_bits(tensor.array, arg), "input modified"
+            assert not tensor.changed(), "input modified"
             continue
-        written.append(tensor.array)
+        written.append(found)
     return written[0] if len(written) == 1 else written
 
 

@@ -2,23 +2,26 @@
 
 import numpy as np
 import pytest
-from gpu_harness import EXACT, TILES, run
+from gpu_harness import EXACT, TILES, by_family, run, token_counts
 from harness import Out, gappy_scores, nmse, normal, poison, stored_matrix
 
 from schedules import gpu, twins
 from schedules.layout import pack_rows
+from schedules.tiles import GPU_TILES
 
-TOKENS = (1, 2, 5, 8, 9, 17, 33, 64, 130)
+TOKENS = token_counts("opencl")
 SHARES = (0.0, 0.02, 0.3, 1.0)  # of active pairs of token and expert
 SHAPES = [("float32", 1, 40, 33), ("q4f32_1", 56, 24, 45), ("q4f32_1", 128, 64, 32),
           ("float16", 40, 16, 45), ("q4f16_1", 40, 40, 32)]  # format, experts, expert size, hidden size
 
 
-@pytest.mark.parametrize("experts, hidden, norm, dtype", [
-    (1, 96, "rms", "float32"), (40, 45, "sum", "float32"), (130, 33, "none", "float32"),
-    (128, 64, "rms", "float16")])
-def test_router(rng, experts, hidden, norm, dtype):
-    eps, scale, most = 1e-5, 2.5, TOKENS[-1]
+@pytest.mark.parametrize("family, experts, hidden, norm, dtype", [
+    ("opencl", 1, 96, "rms", "float32"), ("opencl", 40, 45, "sum", "float32"), ("opencl", 130, 33, "none", "float32"),
+    ("generic", 40, 45, "sum", "float32"), ("generic", 128, 64, "rms", "float16"),
+    ("adreno", 40, 70, "rms", "float32")])
+def test_router(rng, family, experts, hidden, norm, dtype):
+    tiles, counts = GPU_TILES[family], token_counts(family)
+    eps, scale, most = 1e-5, 2.5, counts[-1]
     x, input_weight = normal(rng, most, hidden), normal(rng, hidden, dtype=dtype)
     input_weight[0] = 1.0
     w = normal(rng, experts, hidden, dtype=dtype)
@@ -29,9 +32,9 @@ def test_router(rng, experts, hidden, norm, dtype):
     h, scores = twins.router(x, input_weight, w, norm, eps, scale, *(weights or [None]))
     active = twins.linear(h, w) > 0
     assert not active[[1, 3]].any() and active[2].all()
-    func = gpu.router(TILES, experts, hidden, norm, eps, scale, dtype)
-    packed = pack_rows(w, TILES.output_tile, dtype)
-    for n in TOKENS:
+    func = gpu.router(tiles, experts, hidden, norm, eps, scale, dtype)
+    packed = pack_rows(w, tiles.output_tile, dtype)
+    for n in counts:
         rows, found = run(func, x[:n], input_weight, packed, *weights, Out((n, hidden)), Out((n, experts)))
         assert nmse(rows, h[:n]) <= EXACT and nmse(found, scores[:n]) <= EXACT, n
         assert np.array_equal(found != 0, active[:n]), "active means a logit above zero"
@@ -65,16 +68,17 @@ def by_place(act, ids, count, uses, tokens):
     return places
 
 
-@pytest.mark.parametrize("weight_format, experts, size, hidden", SHAPES)
-def test_sparse_up(rng, weight_format, experts, size, hidden):
+@pytest.mark.parametrize("family, weight_format, experts, size, hidden", by_family(SHAPES))
+def test_sparse_up(rng, family, weight_format, experts, size, hidden):
     """Only active pairs are written; weights of experts outside the union, NaN here, are not read."""
-    func = gpu.sparse_up(TILES, experts, hidden, size, weight_format)
-    w, clean = stored_matrix(rng, weight_format, TILES.expert_tile(size), experts, size, hidden)
-    x = normal(rng, TOKENS[-1], hidden)
+    tiles, counts = GPU_TILES[family], token_counts(family)
+    func = gpu.sparse_up(tiles, experts, hidden, size, weight_format)
+    w, clean = stored_matrix(rng, weight_format, tiles.expert_tile(size), experts, size, hidden)
+    x = normal(rng, counts[-1], hidden)
     for share in SHARES:
-        scores = gappy_scores(rng, TOKENS[-1], experts, share)
+        scores = gappy_scores(rng, counts[-1], experts, share)
         act = twins.sparse_up(x, scores, w)
-        for n in TOKENS:
+        for n in counts:
             packed, used = clean.copy(), twins.union(scores[:n])
             poison(packed, ~(scores[:n] != 0).any(axis=0))
             found = run(func, x[:n], scores[:n], *used, packed, Out((experts, n, size), partial=True))
@@ -83,17 +87,18 @@ def test_sparse_up(rng, weight_format, experts, size, hidden):
             assert nmse(np.nan_to_num(found), np.nan_to_num(expected)) <= EXACT, (share, n)
 
 
-@pytest.mark.parametrize("weight_format, experts, size, hidden", SHAPES)
-def test_sparse_down(rng, weight_format, experts, size, hidden):
+@pytest.mark.parametrize("family, weight_format, experts, size, hidden", by_family(SHAPES))
+def test_sparse_down(rng, family, weight_format, experts, size, hidden):
     """Neither weights of experts outside the union nor activations of inactive pairs, NaN here, are read."""
-    func = gpu.sparse_down(TILES, experts, hidden, size, weight_format, 0.7)
-    w, clean = stored_matrix(rng, weight_format, TILES.output_tile, experts, hidden, size)
-    residual = normal(rng, TOKENS[-1], hidden)
+    tiles, counts = GPU_TILES[family], token_counts(family)
+    func = gpu.sparse_down(tiles, experts, hidden, size, weight_format, 0.7)
+    w, clean = stored_matrix(rng, weight_format, tiles.output_tile, experts, hidden, size)
+    residual = normal(rng, counts[-1], hidden)
     for share in SHARES:
-        scores = gappy_scores(rng, TOKENS[-1], experts, share)
-        act = normal(rng, TOKENS[-1], experts, size) * (scores != 0)[:, :, None]
+        scores = gappy_scores(rng, counts[-1], experts, share)
+        act = normal(rng, counts[-1], experts, size) * (scores != 0)[:, :, None]
         expected = twins.sparse_down(act, w, residual, 0.7)
-        for n in TOKENS:
+        for n in counts:
             packed, used = clean.copy(), twins.union(scores[:n])
             poison(packed, ~(scores[:n] != 0).any(axis=0))
             y = run(func, by_place(act[:n], *used), *used, packed, residual[:n], Out((n, hidden)))

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from gpu_harness import EXACT, TILES, run
+from gpu_harness import EXACT, TILES, by_family, run, token_counts
 from harness import Out, nmse, normal, poison, stored_matrix
 
 from schedules import gpu, twins
+from schedules.tiles import GPU_TILES
 
-TOKENS = (1, 2, 5, 8, 9, 17, 33, 64, 130)
 CASES = {
     "ragged": dict(inputs=33, outputs=97, bias_dtype="float32"),
     "many blocks": dict(inputs=288, outputs=64, residual_scale=-1.4),
@@ -15,20 +15,23 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("weight_format", gpu.FORMATS)
-@pytest.mark.parametrize("case", CASES)
-def test_linear(rng, case, weight_format):
+@pytest.mark.parametrize("family, weight_format, case",
+                         by_family([(name, case) for name in gpu.FORMATS for case in CASES]))
+def test_linear(rng, family, weight_format, case):
+    tiles, counts = GPU_TILES[family], token_counts(family)
     options = dict(CASES[case])
+    if "bias_dtype" in options and weight_format in ("float16", "q4f16_1"):
+        options["bias_dtype"] = "float16"
     inputs, outputs, scale = options.pop("inputs"), options.pop("outputs"), options.get("residual_scale")
-    func = gpu.linear(TILES, inputs, outputs, weight_format, **options)
-    x = normal(rng, TOKENS[-1], inputs)
-    w, packed = stored_matrix(rng, weight_format, TILES.output_tile, outputs, inputs)
-    bias = normal(rng, outputs) if "bias_dtype" in options else None
+    func = gpu.linear(tiles, inputs, outputs, weight_format, **options)
+    x = normal(rng, counts[-1], inputs)
+    w, packed = stored_matrix(rng, weight_format, tiles.output_tile, outputs, inputs)
+    bias = normal(rng, outputs, dtype=options["bias_dtype"]) if "bias_dtype" in options else None
     expected, residual = twins.linear(x, w, bias), None
     if scale is not None:
-        residual = normal(rng, TOKENS[-1], outputs)
+        residual = normal(rng, counts[-1], outputs)
         expected = residual + scale * expected
-    for n in TOKENS:
+    for n in counts:
         optional = [a for a in (bias, None if residual is None else residual[:n]) if a is not None]
         assert nmse(run(func, x[:n], packed, *optional, Out((n, outputs))), expected[:n]) <= EXACT, n
 

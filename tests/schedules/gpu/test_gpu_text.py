@@ -23,16 +23,28 @@ KERNELS = {
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_text(name):
-    """Indices are 32-bit, and barriers stand outside of conditions and loops. Rows are read four floats at a time,
-    as are codes eight at a time; no loop over inputs is unrolled further."""
+    """Indices are 32-bit, and barriers stand outside of conditions. Rows are read four floats at a time, as are codes
+    eight at a time; no loop over inputs is unrolled further."""
     source = tvm.compile(module_of(KERNELS[name]()), TARGETS["opencl"]).mod.imports[0].inspect_source("")
     texts = kernel_sources(source)
     assert texts
     for kernel, text in texts.items():
         assert not re.search(r"\b(u?long|double)\b", text), kernel
-        for line in text.splitlines():
-            assert "barrier(" not in line or line.startswith("  barrier("), kernel
+        assert all(line.startswith(("for ", "while ")) for around in barriers(text) for line in around), kernel
     if name in ("linear", "sparse_up", "sparse_down"):
-        assert len(texts) == len(TILES.token_tiles)
-        for tokens, text in zip(TILES.token_tiles, texts.values()):
-            assert text.count("vload4(") == 2 * tokens
+        rows = *TILES.token_tiles, TILES.prefill_tile // TILES.slices
+        assert [text.count("vload4(") for text in texts.values()] == [2 * count for count in rows]
+
+
+def barriers(text):
+    """Of every barrier, the statements around it within the kernel."""
+    found, around = [], []
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("}"):
+            around.pop()
+        if line.endswith("{"):
+            around.append(line)
+        if "barrier(" in line:
+            found.append(around[1:])
+    assert found
+    return found

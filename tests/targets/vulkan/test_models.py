@@ -17,7 +17,7 @@ HALF = {"Float16", "StorageBuffer16BitAccess"}
 
 
 @pytest.mark.parametrize(("config", "quantization", "needs"), [
-    (MLA, "q0f32", set()), (GQA, "q0f16", HALF), (MLA, "q4f16_1", HALF), (GQA, "q4f32_1", HALF)])
+    (MLA, "q0f32", set()), (GQA, "q0f16", HALF), (MLA, "q4f16_1", HALF), (GQA, "q4f32_1", set())])
 def test_shaders(config, quantization, needs, tmp_path):
     if shutil.which("spirv-val") is None:
         pytest.skip("no spirv-val (apt-get install spirv-tools)")
