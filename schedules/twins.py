@@ -122,3 +122,35 @@ def attention(q: np.ndarray, keys: np.ndarray, values: np.ndarray, seen: np.ndar
     p = np.exp(s - s.max(-1, keepdims=True))
     mix = np.einsum("nhs,shv->nhv", p / p.sum(-1, keepdims=True), values)
     return (mix if v_up is None else linear_heads(mix, v_up)).reshape(len(q), -1)
+
+
+def rope_heads(x: np.ndarray, pos: np.ndarray, table: np.ndarray, rotated: int) -> np.ndarray:
+    """x [n, heads, D], pos [n], table [P, D] -> the first ``rotated`` heads rotated, the others as they are."""
+    return np.concatenate([rotate(x[:, :rotated], pos, table), f64(x[:, rotated:])], axis=1)
+
+
+def softmax_with_temperature(logits: np.ndarray, temperature: np.ndarray, cold: float = 1e-5) -> np.ndarray:
+    """logits [b, V], temperature [b] -> probabilities [b, V]; where the temperature is ``cold`` or less, equal parts
+    for the largest logits (MLC contract, section 1.2)."""
+    distance = f64(logits) - f64(logits).max(-1, keepdims=True)
+    warm = f64(temperature)[:, None] > cold
+    weights = np.where(warm, np.exp(distance / np.where(warm, f64(temperature)[:, None], 1.0)), distance == 0)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def apply_penalty(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, counts: np.ndarray,
+                  penalties: np.ndarray) -> np.ndarray:
+    """logits [b, V]; for each i, row ``rows[i]`` has seen ``tokens[i]`` ``counts[i]`` times; penalties [k, 3]: what
+    holds for it: presence, frequency, repetition -> logits [b, V] (MLC contract, section 1.2)."""
+    result = f64(logits).copy()
+    presence, frequency, repetition = f64(penalties).T
+    values = result[rows, tokens] - presence - counts * frequency
+    result[rows, tokens] = np.where(values > 0, values / repetition, values * repetition)
+    return result
+
+
+def apply_bitmask(logits: np.ndarray, masked: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """logits f32 [b, V], masked [b], bits int32 [b, ceil(V / 32)] -> logits with the lowest float32 for every token of
+    a masked row whose bit is 0 (MLC contract, section 1.2)."""
+    allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :logits.shape[1]].astype(bool)
+    return np.where((masked == 1)[:, None] & ~allowed, f64(np.finfo(np.float32).min), f64(logits))

@@ -11,27 +11,36 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..subject import Subject
-from . import attention, cache, dense, experts, rows
+from . import attention, cache, dense, experts, rows, serving
 
 Case = Callable[[Subject, int], Iterator[list[Any]]]
 
 CASES: dict[str, Case] = {
     "append_heads": cache.append_heads,
     "append_latent": cache.append_latent,
+    "apply_bitmask": serving.apply_bitmask,
+    "apply_logit_bias": serving.apply_logit_bias,
+    "apply_penalty": serving.apply_penalty,
     "argmax": rows.argmax,
     "attention": attention.attention,
     "commit": cache.commit,
     "embedding": dense.embedding,
     "encode": rows.encode,
     "gated_silu": rows.gated_silu,
+    "gather_rows": serving.gather_rows,
     "latent_query": attention.latent_query,
     "linear": dense.linear,
     "rms_norm": rows.rms_norm,
+    "rope_heads": serving.rope_heads,
     "rope_query": rows.rope_query,
     "router": experts.router,
+    "row_numbers": serving.row_numbers,
+    "scatter_rows": serving.scatter_rows,
+    "softmax_with_temperature": serving.softmax_with_temperature,
     "sparse_down": experts.sparse_down,
     "sparse_up": experts.sparse_up,
     "top_k": rows.top_k,
     "union": experts.union,
+    "widen": serving.widen,
 }
 """By the name of the kernel's factory."""
