@@ -102,9 +102,8 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
             ("--prefill-chunk", chunk, context, "the context window")):
         if not 0 < value <= limit:
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
-    if mlc and (config.is_mla or not hasattr(target.kernels, "row_numbers")):
-        raise UserError(f"--mlc: not available for target {target.name} with attention {config.attention_type!r}; "
-                        "build without it, for our own runtime")
+    if mlc and not hasattr(target.kernels, "row_numbers"):
+        raise UserError(f"--mlc: not available for target {target.name}; build without it, for our own runtime")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
                   context, chunk, draft, target.limits.buffer_bytes if target.limits else None,

@@ -48,7 +48,11 @@ class Graph:
 
     def functions(self) -> list[str]:
         """Names of the exported functions."""
-        return sorted(self._named(relax.Function))
+        return sorted(self.relax_functions())
+
+    def relax_functions(self) -> dict[str, relax.Function]:
+        """The exported functions by name."""
+        return self._named(relax.Function)
 
     def _named(self, kind: type) -> dict[str, Any]:
         return {var.name_hint: func for var, func in self.module.functions.items() if isinstance(func, kind)}

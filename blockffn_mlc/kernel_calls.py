@@ -25,14 +25,30 @@ _WEIGHTS = "packed_params"  # what the frontend calls the parameter that holds a
 
 def describe_kernels(graph: Graph) -> dict[str, Any]:
     """The contents of kernels.json (docs/artifact.md)."""
-    kernels = sorted(graph.kernels().items())
+    kernels, weights = sorted(graph.kernels().items()), _weights_of_kernels(graph)
     return {
         "origins": {name: str(func.attrs[ORIGIN]) for name, func in kernels},
-        "factories": {name: json.loads(str(func.attrs[FACTORY])) for name, func in kernels},
+        "factories": {name: json.loads(str(func.attrs[FACTORY])) | {"weights": weights.get(name, [])}
+                      for name, func in kernels},
         "elements": {name: math.prod(parameter.attrs.get(LOGICAL_SHAPE, parameter.shape))
                      for name, parameter in graph.parameters},
         "passes": {name: _describe_pass(graph, name) for name in graph.passes},
     }
+
+
+def _weights_of_kernels(graph: Graph) -> dict[str, list[str | None]]:
+    """By kernel what the inputs of its first call are, in whatever function: a weight's name, or None."""
+    first: dict[str, list[str | None]] = {}
+    for function in graph.relax_functions().values():
+        names: dict[relax.Var, Any] = {param: [name for name, _ in graph.parameters]
+                                       for param in function.params if param.name == _WEIGHTS}
+        for binding in (binding for block in function.body.blocks for binding in block.bindings):
+            value = binding.value
+            if isinstance(value, relax.TupleGetItem) and value.tuple_value in names:
+                names[binding.var] = names[value.tuple_value][value.index]
+            elif isinstance(value, relax.Call) and value.op.name in _CALLS:
+                first.setdefault(value.args[0].name_hint, [names.get(argument) for argument in value.args[1]])
+    return first
 
 
 def _describe_pass(graph: Graph, name: str) -> dict[str, Any]:

@@ -74,6 +74,13 @@ class Library:
         """The weights by name, as the kernels take them."""
         return {param["name"]: tensor for param, tensor in zip(self.metadata["params"], self._params)}
 
+    def has(self, name: str) -> bool:
+        """Whether the library exports a function of this name."""
+        try:
+            return self._vm[name] is not None
+        except AttributeError:
+            return False
+
     def kernel(self, name: str) -> Any:
         """One kernel as a function of tensors and integers. Raises UserError when the library has none so named."""
         for module in self._kernels:

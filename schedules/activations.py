@@ -69,3 +69,10 @@ def decode(records: np.ndarray, activations: str, width: int) -> np.ndarray:
         codes = (codes << LOW_BITS) + words.view(np.int8)
     scale = np.ascontiguousarray(records[..., planes * CODE_WORDS]).view(np.float32).astype(np.float64)
     return (codes * scale[..., None]).reshape(*records.shape[:-2], -1)[..., :width]
+
+
+def recode(values: np.ndarray, activations: str) -> np.ndarray:
+    """What is left of values [..., width] that are handed on in the format; "f32": all of it, of any float dtype."""
+    if activations == "f32":
+        return values
+    return decode(encode(values.astype(np.float32), activations), activations, values.shape[-1])

@@ -8,6 +8,7 @@ from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 
+from ..config import BlockFFNConfig
 from ..layers import Build
 
 CREATE = "create_tir_paged_kv_cache"
@@ -16,16 +17,22 @@ _CONFIG, _DTYPE, _TREE_PAGED, _TREE_RAGGED = 0, 12, 20, 21  # places of argument
 _CONFIG_SIZE = 5  # what every runtime before August 2026 insists on; later ones take it too
 
 
+def cache_heads(config: BlockFFNConfig) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys and their width in a cache of the MHA kind, whose values are as wide."""
+    if config.is_mla:
+        return config.num_attention_heads, 1, config.kv_lora_rank + config.qk_rope_head_dim
+    return config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+
 def create_cache(build: Build, sizes: list[tirx.Var]) -> PagedKVCache:
     """The cache for ``sizes``: sequences, tokens, tokens of a prefill, tokens of a page, sliding window (0 or 1).
     Positions are rotated in the model, so the cache is told of none."""
-    c = build.config
+    layers, (heads, kv_heads, dim) = build.config.num_hidden_layers, cache_heads(build.config)
     return TIRPagedKVCache(
-        "mha", *sizes, layer_partition=relax.ShapeExpr([0, c.num_hidden_layers]),
-        num_hidden_layers=c.num_hidden_layers, num_attention_heads=c.num_attention_heads,
-        num_key_value_heads=c.num_key_value_heads, qk_head_dim=c.head_dim, v_head_dim=c.head_dim,
+        "mha", *sizes, layer_partition=relax.ShapeExpr([0, layers]), num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, qk_head_dim=dim, v_head_dim=dim,
         mla_original_qk_head_dim=0, mla_original_v_head_dim=0, rope_mode=RopeMode.NONE, rope_scale=1, rope_theta=10000,
-        rope_scaling={}, rope_ext_factors=relax.prim_value(0), rotary_dim=c.head_dim, enable_disaggregation=False,
+        rope_scaling={}, rope_ext_factors=relax.prim_value(0), rotary_dim=dim, enable_disaggregation=False,
         dtype=build.quantization.cache_dtype, target=build.mlc)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ..layers import Build
+from .kv_cache import cache_heads
 
 MAX_SEQUENCES = 8  # in a batch
 
 
 def mlc_metadata(build: Build) -> dict[str, Any]:
     """The fields of ``_metadata()`` that hold with MLC's functions."""
-    c = build.config
+    heads, kv_heads, dim = cache_heads(build.config)
     return {"max_batch_size": MAX_SEQUENCES, "kv_state_kind": "kv_cache", "seqlen_padding_factor": 1,
-            "kv_cache": {"num_hidden_layers": c.num_hidden_layers, "num_attention_heads": c.num_attention_heads,
-                         "num_key_value_heads": c.num_key_value_heads, "head_dim": c.head_dim}}
+            "kv_cache": {"num_hidden_layers": build.config.num_hidden_layers, "num_attention_heads": heads,
+                         "num_key_value_heads": kv_heads, "head_dim": dim}}

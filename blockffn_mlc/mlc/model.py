@@ -11,38 +11,72 @@ from tvm import relax, tirx
 from tvm.relax.frontend.nn import op, spec
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from ..attention import GroupedQueryAttention
+from ..attention import GroupedQueryAttention, LatentAttention
+from ..config import LATENT_NORM_EPS
 from ..layers import Build, activation_spec, call
 from ..model import Model
-from .kv_cache import CREATE, create_cache
+from .kv_cache import CREATE, cache_heads, create_cache
 from .metadata import MAX_SEQUENCES
 
 BOUNDS = {"b": MAX_SEQUENCES}  # of the sizes in these functions' arguments
 _SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
 
 
-class PagedAttention(nn.Module):
+class PagedHeads(nn.Module):
     """Grouped-query attention over the paged cache, with the weights of our own."""
 
     def __init__(self, build: Build, attention: GroupedQueryAttention) -> None:
         c, self.build, self.attention = build.config, build, attention
-        heads, kv_heads, dim, dtype = c.num_attention_heads, c.num_key_value_heads, c.head_dim, \
-            build.quantization.cache_dtype
+        self.shape, dtype = cache_heads(c), build.quantization.cache_dtype
+        heads, kv_heads, dim = self.shape
         self.rotate = build.kernels.rope_heads(build.tiles, heads + kv_heads, kv_heads, dim, build.context_window,
                                                dtype)
         self.widen = None if dtype == "float32" else build.kernels.widen(build.tiles, heads * dim, dtype)
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor, positions: nn.Tensor, rope_table: nn.Tensor,
                 cache: PagedKVCache, layer: int) -> nn.Tensor:
-        c, n = self.build.config, x.shape[0]
-        heads, kv_heads, dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        n, (heads, kv_heads, dim) = x.shape[0], self.shape
         qkv = call(self.rotate, "rope_heads", [self.attention.qkv_proj(x), positions, rope_table],
                    ((n, heads + 2 * kv_heads, dim), self.build.quantization.cache_dtype))
-        values = cache.attention_with_fused_qkv(layer, op.reshape(qkv, (1, *qkv.shape)), heads, dim**-0.5)
+        values = _attend(cache, layer, qkv, heads, dim**-0.5)
         values = op.reshape(values, (n, heads * dim))
         if self.widen is not None:
             values = call(self.widen, "widen", [values], ((n, heads * dim), "float32"))
         return self.attention.o_proj(self.attention.encode(values), residual)
+
+
+class PagedLatent(nn.Module):
+    """Latent attention over a paged cache of the MHA kind, with the weights of our own: absorbed, it is attention with
+    one head of keys, latent | rotated key, whose values are the same rows. Twice the memory of a latent cache, but such
+    a cache exists on processors too, and can verify drafts."""
+
+    def __init__(self, build: Build, attention: LatentAttention) -> None:
+        c, kernels, tiles, self.build, self.attention = build.config, build.kernels, build.tiles, build, attention
+        self.shape, dtype, formats = cache_heads(c), build.quantization.cache_dtype, build.quantization
+        heads, _, dim = self.shape
+        self.join = kernels.latent_heads(
+            tiles, heads, c.kv_lora_rank, c.qk_rope_head_dim, build.context_window, LATENT_NORM_EPS,
+            x_width=c.q_lora_rank + dim, offset=c.q_lora_rank, weight_dtype=formats.model_dtype, dtype=dtype)
+        self.up = kernels.value_up(tiles, heads, c.kv_lora_rank, dim, c.head_dim, formats.weight_format, dtype,
+                                   build.activations)
+
+    def forward(self, x: nn.Tensor, residual: nn.Tensor, positions: nn.Tensor, rope_table: nn.Tensor,
+                cache: PagedKVCache, layer: int) -> nn.Tensor:
+        c, n, own, (heads, _, dim) = self.build.config, x.shape[0], self.attention, self.shape
+        a = own.qkv_a_proj(x)
+        query = call(own.query, "latent_query", [own.q_a_layernorm(a), own.q_up, own.k_up, positions, rope_table],
+                     ((n, heads, dim), "float32"))
+        qkv = call(self.join, "latent_heads", [query, a, own.kv_a_layernorm_weight, positions, rope_table],
+                   ((n, heads + 2, dim), self.build.quantization.cache_dtype))
+        values = call(self.up, "value_up", [_attend(cache, layer, qkv, heads, c.qk_head_dim**-0.5), own.v_up],
+                      ((n, heads * c.head_dim), "float32"))
+        return own.o_proj(own.encode(values), residual)
+
+
+def _attend(cache: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: float) -> nn.Tensor:
+    """qkv [n, heads + 2 * kv_heads, dim] of the cache's type -> [n, heads, dim]."""
+    values = cache.attention_with_fused_qkv(layer, op.reshape(qkv, (1, *qkv.shape)), heads, scale)
+    return op.reshape(values, (qkv.shape[0], heads, qkv.shape[2]))
 
 
 class ServedModel(Model):
@@ -51,7 +85,8 @@ class ServedModel(Model):
     def __init__(self, build: Build) -> None:
         super().__init__(build)
         c, kernels, tiles = build.config, build.kernels, build.tiles
-        self.paged = [PagedAttention(build, layer.self_attn) for layer in self.layers]
+        paged = PagedLatent if c.is_mla else PagedHeads
+        self.paged = [paged(build, layer.self_attn) for layer in self.layers]
         self.row_numbers = kernels.row_numbers()
         self.head_rows = kernels.encode(tiles, c.hidden_size, build.activations, scale=c.logit_scale)
         self.softmax = kernels.softmax_with_temperature(tiles, c.vocab_size)

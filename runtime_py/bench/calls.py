@@ -68,10 +68,11 @@ class Pass:
 @dataclass(frozen=True)
 class Factory:
     """What made a kernel: the function's ``name`` in ``schedules.cpu`` or ``schedules.gpu``, and its ``arguments``
-    without the tiles."""
+    without the tiles. ``weights``: of each input of the kernel's first call the weight's name, None for others."""
 
     name: str
     arguments: dict[str, Any]
+    weights: tuple[str | None, ...]
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class Description:
         raw = read_json(path)
         origins, elements, passes = (required(raw, name, dict, path) for name in ("origins", "elements", "passes"))
         try:
-            factories = {name: Factory(made["name"], made["arguments"]) for name, made in raw["factories"].items()}
+            factories = {name: Factory(made["name"], made["arguments"], tuple(made["weights"]))
+                         for name, made in raw["factories"].items()}
             return cls(origins, factories, elements, {name: _pass(values) for name, values in passes.items()})
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path}: not a description of kernel calls ({type(error).__name__}: {error}); rebuild the "

@@ -93,10 +93,11 @@ class EmulatedEngine:
         """Try a token tree; logits f32 [nodes, V]. ``commit`` must follow."""
         return self._run("batch_verify", {sequence: tokens}, (1, len(tokens)), parents=parents)[0]
 
-    def commit(self, sequence: int, leaf: int) -> None:
-        """Keep the path to node ``leaf`` of the tree tried last (-1: none of it)."""
+    def commit(self, sequence: int, path: Sequence[int]) -> None:
+        """Keep a path from the root of the tree tried last; no node: none of it."""
         commit = _global("vm.builtin.attention_kv_cache_commit_accepted_token_tree_nodes")
-        commit(self._cache, tvm_ffi.Shape((sequence,)), tvm_ffi.Shape((leaf,)))
+        commit(self._cache, tvm_ffi.Shape((sequence,)), tvm_ffi.Shape((path[-1] if path else -1,)))
+        self._lengths[sequence] += len(path)
 
     def hidden(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens; the states after the final norm, f32 [tokens, H]."""
@@ -119,7 +120,7 @@ class EmulatedEngine:
         embedded = view(embedded, tvm_ffi.Shape((*shape, embedded.shape[1])), embedded.dtype, 0)
         result = self._vm[name](embedded, *extra, self._cache, self._params)
         _global("vm.builtin.kv_state_end_forward")(self._cache)
-        for sequence, tokens in texts.items():
+        for sequence, tokens in texts.items() if parents is None else ():
             self._lengths[sequence] += len(tokens)
         return self._array(result[0])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHAT, TARGET, LATENT, SAMPLER = "chat", "EAGLE target", "chat with an MLA cache", "sampling on the device"
+SAMPLING_DEVICES = ("cuda", "vulkan", "metal")  # where MLC samples on the device; elsewhere it does on the processor
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,8 @@ def check_kernels(engine: Engine) -> Iterator[Result]:
     artifact = engine.artifact
     description = Description.load(artifact.path)
     tokens = [n for n in TOKENS if n <= artifact.prefill_chunk_size]
-    inputs: dict[str, tuple[str, ...]] = {}  # of a kernel's first call, by kernel
-    for call in (call for calls in description.passes.values() for call in calls.calls):
-        inputs.setdefault(call.kernel, call.inputs)
     for seed, (name, factory) in enumerate(description.factories.items()):
-        subject = Subject(factory.arguments, inputs.get(name, ()), artifact.weights, seed)
+        subject = Subject(factory.arguments, factory.weights, artifact.weights, seed)
         yield _check(name, factory, subject, engine, tokens)
 
 

@@ -15,10 +15,10 @@ from .bounds import Bound, Written
 
 
 class Subject:
-    """``p``: the arguments of the kernel's factory. ``inputs``: names of the tensors in one of its calls, in order;
+    """``p``: the arguments of the kernel's factory. ``inputs``: of each of its inputs the weight's name or None;
     ``weights``: the artifact's, as stored."""
 
-    def __init__(self, arguments: dict[str, Any], inputs: tuple[str, ...], weights: Mapping[str, np.ndarray],
+    def __init__(self, arguments: dict[str, Any], inputs: tuple[str | None, ...], weights: Mapping[str, np.ndarray],
                  seed: int) -> None:
         self.p = SimpleNamespace(**arguments)
         self.rng = np.random.default_rng(seed)
@@ -28,7 +28,7 @@ class Subject:
     @property
     def weight_names(self) -> list[str]:
         """The weights that it is tried with."""
-        return [name for name in self._inputs if name in self._weights]
+        return [name for name in self._inputs if name is not None]
 
     def stored(self, position: int) -> np.ndarray:
         """The weight that is the kernel's argument number ``position``."""

@@ -17,10 +17,12 @@ from .serving import (
     apply_logit_bias,
     apply_penalty,
     gather_rows,
+    latent_heads,
     rope_heads,
     row_numbers,
     scatter_rows,
     softmax_with_temperature,
+    value_up,
     widen,
 )
 from .sparse_down import sparse_down
@@ -31,6 +33,6 @@ from .union import union
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
-           "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_query", "linear",
-           "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
-           "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "widen"]
+           "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads", "latent_query",
+           "linear", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
+           "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "value_up", "widen"]

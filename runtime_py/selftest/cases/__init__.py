@@ -28,6 +28,7 @@ CASES: dict[str, Case] = {
     "encode": rows.encode,
     "gated_silu": rows.gated_silu,
     "gather_rows": serving.gather_rows,
+    "latent_heads": serving.latent_heads,
     "latent_query": attention.latent_query,
     "linear": dense.linear,
     "rms_norm": rows.rms_norm,
@@ -41,6 +42,7 @@ CASES: dict[str, Case] = {
     "sparse_up": experts.sparse_up,
     "top_k": rows.top_k,
     "union": experts.union,
+    "value_up": serving.value_up,
     "widen": serving.widen,
 }
 """By the name of the kernel's factory."""

@@ -24,7 +24,7 @@ def latent_query(k: Subject, n: int) -> Iterator[list[Any]]:
     q_up = k.matrix(1, p.weight_format, p.nope + p.rope, p.inputs)
     k_up = k.matrix(2, p.weight_format, p.latent, p.nope)
     q = twins.linear_heads(values[:, None], q_up)
-    absorbed = twins.linear_heads(_recoded(q[..., :p.nope], p.activations), k_up)
+    absorbed = twins.linear_heads(activations.recode(q[..., :p.nope], p.activations), k_up)
     expected = np.concatenate([absorbed, twins.rotate(q[..., p.nope:], pos, table)], axis=-1)
     yield [x, k.stored(1), k.stored(2), pos, table,
            written(expected, Bound.recoded(p.activations, p.inputs + p.nope))]
@@ -44,7 +44,7 @@ def attention(k: Subject, n: int) -> Iterator[list[Any]]:
         cache[~seen.any(axis=0)] = np.nan
         v_up, expected, bound = [], mix, Bound.exact(p.key_dim + used)
         if p.v_dim:
-            heads = _recoded(mix.reshape(n, p.heads, p.value_dim), p.activations)
+            heads = activations.recode(mix.reshape(n, p.heads, p.value_dim), p.activations)
             v_up = [k.stored(5)]
             expected = twins.linear_heads(heads, k.matrix(5, p.weight_format, p.v_dim, p.value_dim)).reshape(n, -1)
             bound = Bound.recoded(p.activations, p.key_dim + used + p.value_dim)
@@ -68,10 +68,3 @@ def _tree(rng: np.random.Generator, n: int) -> np.ndarray:
         parent = int(rng.integers(-1, node)) if node else -1
         masks.append(1 << node | (masks[parent] if parent >= 0 else 0))
     return np.array(masks, np.uint64).view(np.int32).reshape(-1, 2)
-
-
-def _recoded(values: np.ndarray, mode: str) -> np.ndarray:
-    """What is left of values [..., width] that a kernel hands on within itself."""
-    if mode == "f32":
-        return values
-    return activations.decode(activations.encode(values.astype(np.float32), mode), mode, values.shape[-1])

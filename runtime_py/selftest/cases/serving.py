@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from schedules import twins
+from schedules import activations, twins
 
 from ..bounds import Bound, Written
 from ..subject import Subject, same, written
@@ -26,6 +26,25 @@ def rope_heads(k: Subject, n: int) -> Iterator[list[Any]]:
     x, pos = k.normal(n, heads * p.dim), k.integers(p.positions, n)
     expected = twins.rope_heads(x.reshape(n, heads, p.dim), pos, table, p.rotated)
     yield [x, pos, table, Written(expected.shape, p.dtype, expected, Bound.stored(p.dtype))]
+
+
+def latent_heads(k: Subject, n: int) -> Iterator[list[Any]]:
+    """q, x, weight, pos, table -> y."""
+    p, weight, table = k.p, k.stored(2), k.stored(4)
+    q, x, pos = k.normal(n, p.heads, p.latent + p.rope), k.normal(n, p.x_width), k.integers(p.positions, n)
+    latent, key = x[:, p.offset:p.offset + p.latent], x[:, p.offset + p.latent:][:, :p.rope]
+    row = np.concatenate([twins.rms_norm(latent, weight, p.eps), twins.rotate(key, pos, table)], axis=-1)[:, None]
+    expected = np.concatenate([twins.f64(q), row, row], axis=1)
+    yield [q, x, weight, pos, table, Written(expected.shape, p.dtype, expected, Bound.stored(p.dtype, p.latent))]
+
+
+def value_up(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, v_up -> y."""
+    p = k.p
+    x = k.normal(n, p.heads, p.width, dtype=p.dtype)
+    values = activations.recode(x[..., :p.latent], p.activations)
+    expected = twins.linear_heads(values, k.matrix(1, p.weight_format, p.v_dim, p.latent)).reshape(n, -1)
+    yield [x, k.stored(1), written(expected, Bound.recoded(p.activations, p.latent))]
 
 
 def widen(k: Subject, n: int) -> Iterator[list[Any]]:

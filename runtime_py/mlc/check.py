@@ -1,0 +1,242 @@
+"""Walks through what MLC's engine does with an artifact, and holds the results against our own runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from schedules import twins
+
+from ..engine import Engine
+from .engine import EmulatedEngine
+from .functions import CHAT, FUNCTIONS, SAMPLER, SAMPLING_DEVICES
+
+SEQUENCES, TOKENS = 4, 256
+_PROMPT, _STEPS = 12, 24
+# NMSE of logits against our runtime's, and the gap of the two largest below which a choice may differ: attention sums
+# in another order here, with a float16 cache its results are rounded, and 8-bit codes of activations enlarge either.
+_BOUNDS = {"float32": (1e-9, 1e-4), "float16": (1e-4, 5e-2), "int8": (1e-2, 0.3)}
+_METADATA = {"model_type": str, "quantization": str, "context_window_size": int, "prefill_chunk_size": int,
+             "max_batch_size": int, "tensor_parallel_shards": int, "pipeline_parallel_stages": int, "params": list,
+             "memory_usage": dict, "kv_cache": dict, "kv_state_kind": str, "sliding_window_size": int,
+             "attention_sink_size": int}
+_KV_CACHE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that the engine does: whether it went as it should, and a figure or what is wrong."""
+
+    name: str
+    ok: bool
+    detail: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class _Wrong(Exception):
+    """A step's result is not what it should be."""
+
+
+def check(engine: Engine) -> Iterator[Step]:
+    """The steps, in MLC's order; none behind one without which they are impossible. ``engine``: the artifact, loaded by
+    our own runtime, which says what is right."""
+    artifact, mlc = engine.artifact, None
+
+    def load() -> str:
+        nonlocal mlc
+        mlc = EmulatedEngine(artifact.library, artifact.path, *engine.device.codes[0])
+        return f"{len(mlc.metadata['params'])} weights by name"
+
+    for name, step in (("load", load), ("functions", lambda: _functions(mlc, engine.device.kind)),
+                       ("metadata", lambda: _metadata(mlc)), ("create cache", lambda: _create(mlc))):
+        result = _try(name, step)
+        yield result
+        if not result.ok:
+            return
+    for name, step in _Walk(engine, mlc).steps():
+        yield _try(name, step)
+
+
+def presence(has: Callable[[str], bool], device: str) -> dict[str, str]:
+    """By function "present", "missing" or "optional, absent". ``has``: whether the library has one of that name."""
+    needed = {CHAT, SAMPLER} if device in SAMPLING_DEVICES else {CHAT}
+    return {name: "present" if has(name) else "missing" if function.needed_for in needed else "optional, absent"
+            for name, function in FUNCTIONS.items()}
+
+
+def _functions(mlc: EmulatedEngine, device: str) -> str:
+    found = presence(mlc.has, device)
+    missing = [name for name, state in found.items() if state == "missing"]
+    if missing:
+        raise _Wrong(f"missing: {', '.join(missing)}; rebuild with --mlc")
+    return f"{list(found.values()).count('present')} of {len(found)}, the others are optional"
+
+
+def _try(name: str, step: Callable[[], str]) -> Step:
+    try:
+        return Step(name, True, step())
+    except _Wrong as wrong:
+        return Step(name, False, str(wrong))
+    except (RuntimeError, AttributeError, ValueError, TypeError, KeyError) as error:
+        lines = str(error).strip().splitlines()
+        return Step(name, False, f"fails: {lines[0] if lines else type(error).__name__}")
+
+
+def _metadata(mlc: EmulatedEngine) -> str:
+    found = mlc.metadata
+    for field, kind in _METADATA.items():
+        if not isinstance(found.get(field), kind):
+            raise _Wrong(f"field {field!r}: expected {kind.__name__}, found {found.get(field)!r:.40}; rebuild with "
+                         "--mlc")
+    for field in _KV_CACHE:
+        if not isinstance(found["kv_cache"].get(field), int):
+            raise _Wrong(f"field 'kv_cache.{field}': expected an integer, found {found['kv_cache'].get(field)!r:.40}")
+    for field in ("tensor_parallel_shards", "pipeline_parallel_stages"):
+        if found[field] != 1:
+            raise _Wrong(f"field {field!r}: expected 1, found {found[field]}")
+    return f"{found['model_type']}, {found['quantization']}, batches of {found['max_batch_size']}"
+
+
+def _create(mlc: EmulatedEngine) -> str:
+    mlc.create_cache(SEQUENCES, TOKENS)
+    return f"{SEQUENCES} sequences, {TOKENS} tokens"
+
+
+class _Walk:
+    """The steps behind the creation of the cache. Sequence 0 holds the text."""
+
+    def __init__(self, engine: Engine, mlc: EmulatedEngine) -> None:
+        self._engine, self._mlc = engine, mlc
+        codes = engine.artifact.chat_config["blockffn"]["activations"]
+        self._nmse, self._gap = _BOUNDS["int8" if codes == "int8" else engine.artifact.cache_dtype]
+        vocab = engine.artifact.config.vocab_size
+        rng = np.random.default_rng(0)
+        stream = engine.artifact.token_stream
+        self._prompt = (rng.integers(0, vocab, _PROMPT) if stream is None else stream[:_PROMPT]).tolist()
+        self._other = rng.integers(0, vocab, 5).tolist()
+        generation = engine.generate(self._prompt, _STEPS, draft="none")
+        self._text = [*self._prompt, *(token.id for token in generation)]
+        self._logits = engine.score(self._text).logits  # row t: behind token t
+
+    def steps(self) -> Iterator[tuple[str, Callable[[], str]]]:
+        """Name and function, in order."""
+        yield "prefill", self._prefill
+        yield "decode", self._decode
+        yield "go back", self._go_back
+        yield "second turn", self._second_turn
+        yield "two sequences", self._batch
+        yield "fork", self._fork
+        if self._mlc.has("batch_verify"):
+            yield "verify a chain", lambda: self._verify([-1, 0, 1, 2])
+            yield "verify a tree", lambda: self._verify([-1, 0, 0, 2])
+        if self._mlc.has("get_logits"):
+            yield "hidden states", self._hidden
+        yield "sampler path", self._sampler
+        if self._mlc.has("scatter_probs"):
+            yield "scatter, gather", self._move
+
+    def _close(self, found: np.ndarray, expected: np.ndarray, what: str = "logits") -> str:
+        error = float(((found - expected.astype(np.float64))**2).sum() / (expected.astype(np.float64)**2).sum())
+        if not error <= self._nmse:
+            raise _Wrong(f"{what} differ from our runtime's: NMSE {error:.2g}, allowed is {self._nmse:.2g}")
+        return f"NMSE {error:.1e}"
+
+    def _prefill(self) -> str:
+        self._mlc.add(0)
+        return self._close(self._mlc.prefill(0, self._prompt), self._logits[_PROMPT - 1])
+
+    def _decode(self) -> str:
+        rows = np.array([self._mlc.decode(0, token) for token in self._text[_PROMPT:]])
+        expected = self._logits[_PROMPT:]
+        gaps = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2]
+        differ = (rows.argmax(1) != expected.argmax(1)) & (gaps > self._gap)
+        if differ.any():
+            at = int(np.argmax(differ))
+            raise _Wrong(f"token {at}: another one than our runtime's, whose largest logits are {gaps[at]:.2g} apart")
+        return f"{len(rows)} greedy tokens as ours, {self._close(rows, expected)}"
+
+    def _go_back(self) -> str:
+        self._mlc.pop(0, 3)
+        return self._close(self._mlc.decode(0, self._text[-3]), self._logits[-3])
+
+    def _second_turn(self) -> str:
+        return self._close(self._mlc.prefill(0, self._text[-2:]), self._logits[-1])
+
+    def _batch(self) -> str:
+        self._mlc.add(1)
+        self._mlc.add(2)
+        alone = self._engine.score([*self._other, *self._prompt[:1]]).logits
+        first = self._mlc.batch_prefill({1: self._prompt, 2: self._other})
+        second = self._mlc.batch_decode({1: self._text[_PROMPT], 2: self._prompt[0]})
+        for sequence in (1, 2):
+            self._mlc.remove(sequence)
+        ours = np.array([self._logits[_PROMPT - 1], alone[-2], self._logits[_PROMPT], alone[-1]])
+        return self._close(np.concatenate([first, second]), ours)
+
+    def _fork(self) -> str:
+        self._mlc.fork(0, 1)
+        self._mlc.pop(1, 2)
+        result = self._close(self._mlc.decode(1, self._text[-2]), self._logits[-2])
+        self._mlc.remove(1)
+        return result
+
+    def _verify(self, parents: list[int]) -> str:
+        """The text's last tokens as a tree, with others beside them; then keep the text's."""
+        path = [0]
+        while path[-1] in parents:
+            path.append(max(node for node, parent in enumerate(parents) if parent == path[-1]))
+        self._mlc.pop(0, len(path) + 1)
+        start = len(self._text) - len(path) - 1
+        tokens = [self._other[node] for node in range(len(parents))]
+        for level, node in enumerate(path):
+            tokens[node] = self._text[start + level]
+        logits = self._mlc.verify(0, tokens, parents)
+        self._mlc.commit(0, path)
+        ours = self._logits[start:start + len(path)]
+        self._close(logits[path], ours)
+        return self._close(np.array([*logits[path], self._mlc.decode(0, self._text[-1])]),
+                           np.array([*ours, self._logits[-1]]))
+
+    def _hidden(self) -> str:
+        self._mlc.pop(0, 2)
+        states = self._mlc.hidden(0, self._text[-2:])
+        logits, _ = self._mlc.call("get_logits", states, params=True)
+        return self._close(logits, self._logits[-2:])
+
+    def _sampler(self) -> str:
+        """Bias, penalties, a mask, probabilities: in this order, as the engine calls them."""
+        logits = self._logits[:3].copy()
+        rows, tokens = np.array([0, 2], np.int32), np.array([1, 3], np.int32)
+        bias, counts = np.array([1.5, -2.0], np.float32), np.array([1, 2], np.int32)
+        penalties = np.array([[0.1, 0.2, 1.1], [0.3, 0.0, 0.9]], np.float32)
+        expected = twins.f64(logits)
+        expected[rows, tokens] += bias
+        expected = twins.apply_penalty(expected, rows, tokens, counts, penalties)
+        masked = np.array([0, 1, 0], np.int32)
+        bits = np.full((3, -(-logits.shape[1] // 32)), 0x55555555, np.int32)
+        expected = twins.apply_bitmask(expected, masked, bits)
+        temperature = np.array([0.7, 1.0, 1e-6], np.float32)
+        for name, *others in (("apply_logit_bias_inplace", rows, tokens, bias),
+                              ("apply_penalty_inplace", rows, np.arange(2, dtype=np.int32), tokens, counts, penalties),
+                              ("apply_bitmask_inplace", masked, bits)):
+            _, (logits, *_) = self._mlc.call(name, logits, *others)
+        probs, _ = self._mlc.call("softmax_with_temperature", logits[:, None], temperature)
+        return self._close(probs[:, 0], twins.softmax_with_temperature(expected, temperature), "probabilities")
+
+    def _move(self) -> str:
+        config = self._engine.artifact.config
+        for what, width in (("probs", config.vocab_size), ("hidden_states", config.hidden_size)):
+            source = np.arange(2 * width, dtype=np.float32).reshape(2, width)
+            rows = np.array([3, 1], np.int32)
+            _, (_, _, target) = self._mlc.call(f"scatter_{what}", source, rows, np.zeros((4, width), np.float32))
+            _, (_, _, back) = self._mlc.call(f"gather_{what}", target, rows, np.zeros((2, width), np.float32))
+            if not (np.array_equal(back, source) and not target[[0, 2]].any()):
+                raise _Wrong(f"scatter_{what} and gather_{what} do not bring back what they were given")
+        return "rows of probabilities and states come back"
+

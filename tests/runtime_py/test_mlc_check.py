@@ -1,0 +1,140 @@
+"""What MLC's engine does with an artifact: every step goes as it should, and what goes wrong is found."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from building import build
+
+from runtime_py.cli import main
+from runtime_py.engine import Engine
+from runtime_py.mlc.check import check
+from runtime_py.mlc.engine import EmulatedEngine
+from runtime_py.mlc.functions import FUNCTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / "tests" / "golden"
+STEPS = ["load", "functions", "metadata", "create cache", "prefill", "decode", "go back", "second turn",
+         "two sequences", "fork", "verify a chain", "verify a tree", "hidden states", "sampler path", "scatter, gather"]
+MODELS = {"gqa": ("gqa_block_linear", "q0f32"), "mla": ("mla_block", "q4f16_1")}
+PROMPT = [1, 5, 9, 33, 7, 100]
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory):
+    """By name, with MLC's functions."""
+    folder = tmp_path_factory.mktemp("mlc")
+    for name, (golden, quantization) in MODELS.items():
+        build("--model", GOLDEN / golden, "--quantization", quantization, "--activations", "f32", "--mlc", "-q",
+              "-o", folder / name)
+    return {name: folder / name for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def engine(artifacts):
+    return Engine.load(artifacts["gqa"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_step_goes_as_it_should(artifacts, name, capsys):
+    assert main(["mlc-check", str(artifacts[name]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] and [step["name"] for step in found["steps"]] == STEPS
+    assert set(found["functions"]) == set(FUNCTIONS) and "missing" not in found["functions"].values()
+    assert found["functions"]["batch_verify"] == "present"
+    assert found["functions"]["create_flashinfer_paged_kv_cache"] == "optional, absent"
+    assert main(["mlc-check", str(artifacts[name])]) == 0
+    captured = capsys.readouterr()
+    assert "24 greedy tokens as ours" in captured.out and "missing: none" in captured.out
+    assert "15 steps as MLC's engine takes them on cpu" in captured.err
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_kernels_around_the_model_verify(artifacts, name, capsys):
+    assert main(["verify", str(artifacts[name]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    factories = {kernel["factory"] for kernel in found["kernels"]}
+    assert {"row_numbers", "softmax_with_temperature", "apply_penalty", "apply_bitmask", "apply_logit_bias",
+            "gather_rows", "scatter_rows"} | {"mla": {"latent_heads", "value_up"}, "gqa": {"rope_heads"}}[name] \
+        <= factories
+
+
+def test_our_own_runtime_runs_the_same_artifact(artifacts, engine):
+    """The golden test's engine is built without MLC's functions; passes are the same kernels."""
+    assert [token.id for token in engine.generate(PROMPT, 8, draft="none")]
+    assert "create_tir_paged_kv_cache" not in json.loads((artifacts["gqa"] / "kernels.json").read_text())["passes"]
+
+
+def test_an_artifact_without_the_functions(tmp_path, capsys):
+    build("--model", GOLDEN / "gqa_block_linear", "--quantization", "q0f32", "-q", "-o", tmp_path / "plain")
+    assert main(["mlc-check", str(tmp_path / "plain")]) == 1
+    captured = capsys.readouterr()
+    assert "FAILED functions" in captured.out and "missing: embed, alloc_embedding_tensor" in captured.err
+    assert "rebuild with --mlc" in captured.err
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [
+    ("max_batch_size", None, "field 'max_batch_size': expected int, found None"),
+    ("params", {}, "field 'params'"), ("tensor_parallel_shards", 2, "expected 1, found 2"),
+    ("kv_cache", {"num_hidden_layers": 2}, "'kv_cache.num_attention_heads': expected an integer, found None")])
+def test_metadata_that_the_engine_could_not_read(engine, monkeypatch, field, value, message):
+    plain = EmulatedEngine.__init__
+
+    def changed(self, *arguments):
+        plain(self, *arguments)
+        self.metadata[field] = value
+    monkeypatch.setattr(EmulatedEngine, "__init__", changed)
+    *_, last = check(engine)
+    assert last.name == "metadata" and not last.ok and message in last.detail
+
+
+@pytest.mark.parametrize(("method", "step"), [
+    ("prefill", "prefill"), ("decode", "decode"), ("pop", "go back"), ("batch_decode", "two sequences"),
+    ("fork", "fork"), ("commit", "verify a chain"), ("hidden", "hidden states"), ("call", "sampler path")])
+def test_a_step_that_goes_wrong_is_found(engine, monkeypatch, method, step):
+    """The method does nothing, or gives another result."""
+    plain = getattr(EmulatedEngine, method)
+
+    def wrong(self, *arguments, **options):
+        result = plain(self, *arguments, **options)
+        if method in ("pop", "commit"):
+            raise RuntimeError("kv cache: no such sequence\nmore")
+        if method == "call":
+            return result[0], [array + 1 for array in result[1]]
+        return None if result is None else result + 0.5 * result[..., :1]
+    if method == "fork":
+        def wrong(self, parent, child):
+            self.add(child)
+            self.prefill(child, [3, 4, 5])
+    monkeypatch.setattr(EmulatedEngine, method, wrong)
+    steps = {found.name: found for found in check(engine)}
+    assert not steps[step].ok and ("NMSE" in steps[step].detail or "fails: kv cache: no such" in steps[step].detail)
+
+
+def test_targets_without_the_kernels_are_refused(tmp_path):
+    result = build("--target", "opencl", "--mlc", "-o", tmp_path / "x", check=False)
+    assert result.returncode == 1 and "--mlc: not available for target opencl" in result.stderr
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_under_older_runtimes(artifacts, name):
+    """MLC's own TVM lies between these versions."""
+    pythons = [path for path in os.environ.get("BLOCKFFN_OLDER_TVM", "").split(os.pathsep) if path]
+    if not pythons:
+        pytest.skip("this machine lacks environments with older TVM runtimes, which tools/older_tvm.py makes")
+    ours = [token.id for token in Engine.load(artifacts[name]).generate(PROMPT, 24, draft="none")]
+    versions = set()
+    for python in pythons:
+        result = subprocess.run(
+            [python, Path(__file__).with_name("mlc_texts.py"), artifacts[name],
+             ROOT / "runtime_py" / "mlc" / "engine.py", json.dumps(PROMPT)],
+            capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr[-2000:]
+        found = json.loads(result.stdout)
+        versions.add(found["version"])
+        assert found["tokens"] == ours and found["verified"] == ours[-4:]
+    assert len(versions) == len(pythons) == 2
+
+
