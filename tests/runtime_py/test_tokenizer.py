@@ -45,7 +45,7 @@ def test_decoders_that_change_spaces_between_tokens(decoder, joins):
     backend.decoder = decoder
     words = [backend.token_to_id(word) for word in ("the", "\u0120", "\u0120the", "in", "ing", "e")]
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(50):
         tokenizer = Tokenizer(backend)
         assert tokenizer.joins == joins
         ids = rng.choice(words, 40).tolist()
