@@ -16,11 +16,14 @@ from .attention import cache_shape
 from .eagle import describe_draft
 from .errors import UserError
 from .layers import Build
+from .sentencepiece_model import FILE as SENTENCEPIECE
+from .sentencepiece_model import tokenizer_from_sentencepiece
 
 FILE = "mlc-chat-config.json"
 FORMAT_VERSION = 1
 USER, ASSISTANT = "<用户>", "<AI>"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model",
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", SENTENCEPIECE,
                    "added_tokens.json", "chat_template.jinja")
 _GENERATION_DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.0}
 
@@ -53,14 +56,20 @@ def chat_config(build: Build, library: dict[str, Any], folder: Path | None) -> d
 
 
 def tokenizer_files(folder: Path | None) -> list[str]:
-    """Names of the tokenizer files that a checkpoint folder has."""
-    return [name for name in TOKENIZER_FILES if folder is not None and (folder / name).is_file()]
+    """Names of the tokenizer files of an artifact: those that the checkpoint's folder has, and the ``tokenizer.json``
+    that is made of a sentencepiece model without one."""
+    found = [name for name in TOKENIZER_FILES if folder is not None and (folder / name).is_file()]
+    return [TOKENIZER, *found] if SENTENCEPIECE in found and TOKENIZER not in found else found
 
 
 def copy_tokenizer(folder: Path | None, out: Path) -> None:
-    """Copy the tokenizer files of a checkpoint into an artifact."""
+    """Copy the tokenizer files of a checkpoint into an artifact, or make the one that runtimes read. Raises UserError,
+    see ``sentencepiece_model``."""
     for name in tokenizer_files(folder):
-        shutil.copyfile(folder / name, out / name)
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, out / name)
+        else:
+            tokenizer_from_sentencepiece(folder / SENTENCEPIECE).save(str(out / name))
 
 
 def _conversation(bos: int, eos: list[int], eos_text: str) -> dict[str, Any]:
@@ -92,9 +101,11 @@ def _generation(folder: Path | None) -> dict[str, float]:
 
 
 def _tokenizer(folder: Path | None) -> Tokenizer | None:
-    path = folder / "tokenizer.json" if folder else None
-    if path is None or not path.is_file():
+    path = folder / TOKENIZER if folder else None
+    if path is None or TOKENIZER not in tokenizer_files(folder):
         return None
+    if not path.is_file():
+        return tokenizer_from_sentencepiece(folder / SENTENCEPIECE)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
@@ -102,8 +113,25 @@ def _tokenizer(folder: Path | None) -> Tokenizer | None:
 
 
 def _tokenizer_info(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """How MLC must post-process tokens: byte-level BPE or sentencepiece with byte fall-back."""
-    decoder = (json.loads(tokenizer.to_str()).get("decoder") or {}) if tokenizer else {}
-    byte_level = "ByteLevel" in [step["type"] for step in decoder.get("decoders", [decoder]) if step]
-    return {"token_postproc_method": "byte_level" if byte_level else "byte_fallback",
-            "prepend_space_in_encode": not byte_level, "strip_space_in_decode": not byte_level}
+    """How MLC must post-process tokens: byte-level BPE or sentencepiece with byte fall-back, and whether a space is put
+    before texts, which decoding takes away again."""
+    parts = json.loads(tokenizer.to_str()) if tokenizer else {}
+    normalizer, splitter, decoder = (_steps(parts.get(name)) for name in ("normalizer", "pre_tokenizer", "decoder"))
+
+    def prepends(steps: list[dict[str, Any]]) -> bool:
+        return any(step["type"] == "Metaspace" and step.get("prepend_scheme", "always") != "never" for step in steps)
+
+    return {"token_postproc_method": "byte_level" if any(step["type"] == "ByteLevel" for step in decoder)
+            else "byte_fallback",
+            "prepend_space_in_encode": prepends(splitter) or any(
+                step["type"] == "Prepend" and step["prepend"] == "\u2581" for step in normalizer),
+            "strip_space_in_decode": prepends(decoder) or any(
+                step["type"] == "Strip" and step["content"] == " " and step["start"] == 1 for step in decoder)}
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a part of a tokenizer, which may be a sequence of them or none."""
+    if not part:
+        return []
+    lists = [part[name] for name in ("normalizers", "pretokenizers", "decoders") if name in part]
+    return [step for inner in lists[0] for step in _steps(inner)] if lists else [part]
