@@ -47,10 +47,10 @@ def variants(tiles: GpuTiles, *, row_bytes: int = 0, other_bytes: int = 0, most:
     return sliced + [variant for variant in staged if fits(variant)][:1]
 
 
-def by_tokens(n: Any, variants: Sequence[Variant], emit: Callable[[Variant], None]) -> None:
+def by_tokens(n: Any, choices: Sequence[Variant], emit: Callable[[Variant], None]) -> None:
     """``emit(variant)`` describes the launches of a variant; the host picks the smallest that holds all n rows, else
     the largest, the staged one for more rows than a tree has."""
-    first, *rest = variants
+    first, *rest = choices
     if not rest:
         emit(first)
     else:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from gpu_harness import EXACT, TILES, by_family, run, token_counts
-from harness import Out, nmse, normal, poison, stored_matrix
+from harness import Out, nmse, normal, poison, same_bits, stored_matrix
 
 from schedules import gpu, twins
 from schedules.tiles import GPU_TILES
@@ -34,6 +34,18 @@ def test_linear(rng, family, weight_format, case):
     for n in counts:
         optional = [a for a in (bias, None if residual is None else residual[:n]) if a is not None]
         assert nmse(run(func, x[:n], packed, *optional, Out((n, outputs))), expected[:n]) <= EXACT, n
+
+
+@pytest.mark.parametrize("family", GPU_TILES)
+def test_more_tokens_than_a_tree_has_take_the_prefill_tile(rng, family):
+    """It adds in another order, which shows in the last bits; where a row has none, 65 tokens take the form of 64."""
+    tiles = GPU_TILES[family]
+    func = gpu.linear(tiles, 288, 64, "float32")
+    x = normal(rng, 130, 288)
+    _, packed = stored_matrix(rng, "float32", tiles.output_tile, 64, 288)
+    tree, one_more, many = (run(func, x[:n], packed, Out((n, 64))) for n in (64, 65, 130))
+    assert same_bits(one_more[:64], tree) == (tiles.prefill_tile == 0)
+    assert same_bits(many[:65], one_more)
 
 
 def test_padding_rows_do_not_reach_the_output(rng):
