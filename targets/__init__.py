@@ -14,7 +14,7 @@ from blockffn_mlc.target import Target
 from .android import android_target
 from .cpu import aarch64_target, cpu_target
 from .opencl import opencl_target
-from .tools import ANDROID_LINKER, ARM_LINKER, COMPILER, OPENCL_DRIVER, Tool
+from .tools import ANDROID_LINKER, ARM_LINKER, COMPILER, OPENCL_DRIVER, VULKAN_DRIVER, Tool
 from .vulkan import vulkan_android_target, vulkan_target
 from .vulkan.spirv import GLSLC
 
@@ -42,7 +42,8 @@ TARGETS = {
                           (ANDROID_LINKER,)),
     "android:generic": Entry("phones with any OpenCL 1.2 GPU", partial(android_target, "android:generic", "generic"),
                              (ANDROID_LINKER,)),
-    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target, (COMPILER, GLSLC), probes=True),
+    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target, (COMPILER, GLSLC, VULKAN_DRIVER),
+                    probes=True),
     "vulkan:android": Entry("phones with any Vulkan 1.1 GPU", vulkan_android_target, (ANDROID_LINKER, GLSLC)),
 }
 ALIASES = {"android:adreno": "android"}

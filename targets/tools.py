@@ -44,6 +44,12 @@ def _opencl_driver() -> str | None:
     return ", ".join([*drivers, *filter(None, named.split(":"))]) or None
 
 
+def _vulkan_driver() -> str | None:
+    named = os.environ.get("VK_DRIVER_FILES") or os.environ.get("VK_ICD_FILENAMES")
+    folders = (Path(folder) / "vulkan/icd.d" for folder in ("/etc", "/usr/share", "/usr/local/share"))
+    return named or ", ".join(sorted(str(path) for folder in folders for path in folder.glob("*.json"))) or None
+
+
 def _ndk_clang() -> str | None:
     ndk = os.environ.get("ANDROID_NDK") or os.environ.get("ANDROID_NDK_HOME")
     found = Path(ndk).glob(f"toolchains/llvm/prebuilt/*/bin/aarch64-linux-android{_ANDROID_API}-clang") if ndk else ()
@@ -68,6 +74,9 @@ ARM_LINKER = Tool("linker for aarch64", "to link the library", lambda: _arm_comp
                   "lld or a cross compiler, for example with: apt-get install lld")
 OPENCL_DRIVER = Tool("OpenCL driver", "to run the library here", _opencl_driver,
                      "the GPU's, or a processor's with: apt-get install pocl-opencl-icd", to_build=False)
+
+VULKAN_DRIVER = Tool("Vulkan driver", "to run the library here", _vulkan_driver,
+                     "the GPU's, or a processor's with: apt-get install mesa-vulkan-drivers", to_build=False)
 
 
 def host_library() -> Form:
