@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 
+#include "../shared/environment.h"
 #include "../shared/launch.h"
 #include "../shared/module_bytes.h"
 

@@ -5,7 +5,6 @@
 #include <tvm/ffi/function.h>
 
 #include <array>
-#include <cstdlib>
 #include <cstring>
 #include <optional>
 #include <string>
@@ -34,15 +33,6 @@ inline std::optional<uint64_t> ScalarBits(DLDataType type, const tvm::ffi::AnyVi
     return std::nullopt;
   }
   return bits;
-}
-
-// Whether to wait behind every launch ($BLOCKFFN_SYNC): slow, but an error then names the kernel that made it.
-inline bool WaitsBehindLaunches() {
-  static const bool waits = [] {
-    const char* value = std::getenv("BLOCKFFN_SYNC");
-    return value != nullptr && *value != '\0' && std::strcmp(value, "0") != 0;
-  }();
-  return waits;
 }
 
 class LaunchReader {

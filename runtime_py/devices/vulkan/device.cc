@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../shared/environment.h"
 #include "instance.h"
 
 namespace blockffn::vulkan {
@@ -89,10 +90,17 @@ void Device::Open() {
     info.pQueueCreateInfos = &queue;
     info.enabledExtensionCount = features.extensions().size();
     info.ppEnabledExtensionNames = features.extensions().data();
-    Check(vkCreateDevice(physical, &info, nullptr, &device_), "Vulkan: vkCreateDevice for " + name());
-    stream_ = std::make_unique<Stream>(device_, family, [this] {
-      return MakeBuffer(Stream::kStagingBytes, kCopied | VK_BUFFER_USAGE_UNIFORM_BUFFER_BIT, staging_type_, true);
-    });
+    VkDevice device;
+    Check(vkCreateDevice(physical, &info, nullptr, &device), "Vulkan: vkCreateDevice for " + name());
+    try {
+      stream_ = std::make_unique<Stream>(device, family, [this] {
+        return MakeBuffer(Stream::kStagingBytes, kCopied | VK_BUFFER_USAGE_UNIFORM_BUFFER_BIT, staging_type_, true);
+      });
+    } catch (...) {
+      vkDestroyDevice(device, nullptr);
+      throw;
+    }
+    device_ = device;
   });
 }
 
@@ -179,6 +187,11 @@ void Device::Free(void* pointer) {
 int64_t Device::memory_in_use() {
   const auto lock = Lock();
   return in_use_;
+}
+
+int64_t Device::memory_kept() {
+  const auto lock = Lock();
+  return spare_.bytes();
 }
 
 Buffer* Device::Find(void* buffer) const {

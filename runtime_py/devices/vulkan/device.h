@@ -42,6 +42,7 @@ class Device {
   // later commands come later in the stream.
   void Free(void* buffer);
   int64_t memory_in_use();
+  int64_t memory_kept();  // of freed buffers
 
   // Behind everything recorded before. `Write` has read `from` when it returns, yet waits for staging memory at most.
   void Write(const void* from, void* to, size_t offset, size_t bytes);

@@ -144,6 +144,7 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("ffi.Module.load_from_bytes.vulkan", [](const ffi::Bytes& bytes) { return LoadModule(bytes); })
       .def("blockffn.vulkan.devices", DescribeAll)
       .def("blockffn.vulkan.memory_in_use", [](int device) { return Device::Get(device).memory_in_use(); })
+      .def("blockffn.vulkan.memory_kept", [](int device) { return Device::Get(device).memory_kept(); })
       .def("blockffn.vulkan.launches", [] { return Counters::Get().launches.load(); })
       .def("blockffn.vulkan.submissions", [] { return Counters::Get().submissions.load(); })
       .def("blockffn.vulkan.barriers", [] { return Counters::Get().barriers.load(); })

@@ -38,10 +38,11 @@ inline const char* ResultName(VkResult result) {
   }
 }
 
-// Throws RuntimeError "`what` failed: VK_... (code)" unless `result` is VK_SUCCESS.
-inline void Check(VkResult result, const std::string& what) {
+// Throws RuntimeError "`what` failed: VK_... (code)`more`" unless `result` is VK_SUCCESS.
+inline void Check(VkResult result, const std::string& what, const std::string& more = "") {
   if (result != VK_SUCCESS) {
-    TVM_FFI_THROW(RuntimeError) << what << " failed: " << ResultName(result) << " (" << static_cast<int>(result) << ")";
+    TVM_FFI_THROW(RuntimeError) << what << " failed: " << ResultName(result) << " (" << static_cast<int>(result) << ")"
+                                << more;
   }
 }
 

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 
+#include "../shared/environment.h"
 #include "errors.h"
 
 namespace blockffn::vulkan {
@@ -51,11 +51,6 @@ VkPhysicalDeviceProperties PropertiesOf(VkPhysicalDevice device) {
 }
 
 }  // namespace
-
-bool IsSet(const char* variable) {
-  const char* value = std::getenv(variable);
-  return value != nullptr && *value != '\0' && std::strcmp(value, "0") != 0;
-}
 
 int ComputeFamily(VkPhysicalDevice device) {
   uint32_t count = 0;

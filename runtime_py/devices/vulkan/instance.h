@@ -29,9 +29,6 @@ class Instance {
   std::vector<std::string> messages_;
 };
 
-// Whether an environment variable is set to something else than nothing or 0.
-bool IsSet(const char* variable);
-
 // The queue family that runs kernels; -1 where there is none.
 int ComputeFamily(VkPhysicalDevice device);
 

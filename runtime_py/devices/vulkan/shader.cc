@@ -126,7 +126,8 @@ Shader::Shader(std::string name_, std::vector<uint32_t> words_) : name(std::move
     const uint32_t block = pointee[variables[variable]];
     if (binding >= kBindings) damaged("it uses a binding beyond all that devices have");
     bindings_ = std::max(bindings_, binding + 1);
-    read_only_[binding] = members[block] > 0 && read_only_members[block] == members[block];
+    bool& read_only = read_only_.emplace(binding, true).first->second;  // several variables may share a binding
+    read_only &= members[block] > 0 && read_only_members[block] == members[block];
   }
 }
 

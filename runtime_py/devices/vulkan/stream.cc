@@ -1,5 +1,6 @@
 #include "stream.h"
 
+#include "../shared/environment.h"
 #include "counters.h"
 
 namespace blockffn::vulkan {
@@ -114,6 +115,7 @@ void Stream::Launched(const std::string& kernel) {
   batch.last = kernel;
   ++batch.launches;
   ++Counters::Get().launches;
+  if (WaitsBehindLaunches()) WaitForAll();
 }
 
 void Stream::Submit() {
@@ -153,11 +155,13 @@ bool Stream::IsDone(uint64_t number) {
 
 void Stream::CheckBatch(VkResult result, const std::string& what, const Batch& batch) const {
   if (result == VK_SUCCESS) return;
-  std::string kernels = batch.launches == 0   ? "copies"
-                        : batch.launches == 1 ? "kernel " + batch.first
-                                              : std::to_string(batch.launches) + " launches, kernels " + batch.first +
-                                                    " to " + batch.last;
-  Check(result, "Vulkan: " + what + " " + kernels);
+  std::string commands = "copies", hint;
+  if (batch.launches == 1) commands = "kernel " + batch.first;
+  if (batch.launches > 1) {
+    commands = std::to_string(batch.launches) + " launches, from kernel " + batch.first + " to " + batch.last;
+    hint = "; BLOCKFFN_SYNC=1 waits behind every launch and names the one that fails";
+  }
+  Check(result, "Vulkan: " + what + " " + commands, hint);
 }
 
 }  // namespace blockffn::vulkan
