@@ -11,8 +11,8 @@ from machine import opencl_device, vulkan_device
 PROMPT, TOKENS, TREE = "In the beginning", 40, 8  # few rows at a time: every other form of a kernel is compiled, too
 
 
-DEVICES = {"q0f32-opencl": opencl_device, "q4f16_1-opencl": partial(opencl_device, half=True),
-           "q4f16_1-vulkan": vulkan_device}
+DEVICES = {"q0f32-opencl": opencl_device, "q4f32_1-opencl": opencl_device,
+           "q4f16_1-opencl": partial(opencl_device, half=True), "q4f16_1-vulkan": vulkan_device}
 
 
 @pytest.fixture(scope="module", params=DEVICES)
