@@ -57,7 +57,10 @@ def export_library(executable: Any, path: str, link: Callable[..., None]) -> Non
     """As ``executable.export_library``, shaders as SPIR-V. ``executable``: from ``relax.build`` or ``tvm.compile``.
     Raises UserError when glslc is missing."""
     host = next(module for module in (executable.mod, *executable.mod.imports) if module.kind == "llvm")
-    (text,) = (module.inspect_source() for module in host.imports if module.kind == "source")
+    text = next((module.inspect_source() for module in host.imports if module.kind == "source"), None)
+    if text is None:  # TVM's own generator made the kernels
+        executable.export_library(path, fcompile=link)
+        return
     packed = tvm_ffi.get_global_func("runtime.ModulePackImportsToTensor")(executable.mod).numpy().tobytes()
     packed = with_module(packed, _KIND, module_bytes(Shader.parse(text)))
     system_lib, prefix, target = (host.get_function(name)() for name in (
