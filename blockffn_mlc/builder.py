@@ -90,11 +90,25 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
               prefill_chunk: int | None = None, folder: Path | None = None,
               activation_format: str | None = None, draft: Draft | None = None, name: str = "model",
               prefix: str | None = None, mlc: bool = False) -> Plan:
-    """Check the options against the model and describe the build. ``folder``: the checkpoint's, for tokenizer
-    and generation defaults (None: there are none). ``activation_format``: one of schedules.activations (None: the
-    fastest). ``draft``: the draft model to compile into the same library. ``name``: the model's, for the default of
-    ``prefix``, which a system library's symbols begin with. ``mlc``: export the functions of MLC's engine too. Raises
-    UserError."""
+    """Check the options against the model and describe the build; see ``make_build`` too. ``folder``: the checkpoint's,
+    for tokenizer and generation defaults (None: there are none). ``name``: the model's, for the default of ``prefix``,
+    which a system library's symbols begin with. Raises UserError."""
+    build = make_build(config, target, quantization_name, context_window, prefill_chunk, activation_format, draft, mlc)
+    prefix = system_lib_prefix(prefix, name, quantization_name)
+    graph = build_graph(build)
+    if target.limits:
+        target.limits.check_buffers(target.name, graph.kernels(), max(build.prefill_chunk, MAX_TREE_NODES))
+    library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
+    chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
+    return Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
+
+
+def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
+               prefill_chunk: int | None = None, activation_format: str | None = None, draft: Draft | None = None,
+               mlc: bool = False) -> Build:
+    """What the model's layers need to know, from options that are checked against the model. ``activation_format``: one
+    of schedules.activations (None: the fastest). ``draft``: the draft model to compile into the same library. ``mlc``:
+    export the functions of MLC's engine too. Raises UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
     chunk = min(target.prefill_chunk, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
@@ -105,16 +119,9 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
     if mlc and not hasattr(target.kernels, "row_numbers"):
         raise UserError(f"--mlc: not available for target {target.name}; build without it, for our own runtime")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
-    build = Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
-                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None,
-                  target.tvm_target if mlc else None)
-    prefix = system_lib_prefix(prefix, name, quantization_name)
-    graph = build_graph(build)
-    if target.limits:
-        target.limits.check_buffers(target.name, graph.kernels(), max(chunk, MAX_TREE_NODES))
-    library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
-    chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
-    return Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
+    return Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
+                 context, chunk, draft, target.limits.buffer_bytes if target.limits else None,
+                 target.tvm_target if mlc else None)
 
 
 def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: str, out: Path, jobs: int,

@@ -43,7 +43,7 @@ def chat_config(build: Build, library: dict[str, Any], folder: Path | None) -> d
         "temperature": generation["temperature"], "top_p": generation["top_p"],
         "presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": generation["repetition_penalty"],
         "tokenizer_files": tokenizer_files(folder), "tokenizer_info": _tokenizer_info(tokenizer),
-        "conv_template": _conversation(config.bos_token_id, list(config.eos_token_id), eos_text),
+        "conv_template": conversation(config.bos_token_id, list(config.eos_token_id), eos_text),
         "pad_token_id": 0, "bos_token_id": config.bos_token_id, "eos_token_id": list(config.eos_token_id),
         "model_task": "chat", "embedding_metadata": None,
         "blockffn": {
@@ -72,7 +72,7 @@ def copy_tokenizer(folder: Path | None, out: Path) -> None:
             tokenizer_from_sentencepiece(folder / SENTENCEPIECE).save(str(out / name))
 
 
-def _conversation(bos: int, eos: list[int], eos_text: str) -> dict[str, Any]:
+def conversation(bos: int, eos: list[int], eos_text: str) -> dict[str, Any]:
     """The released chat format: bos, then <用户>question<AI>answer eos per turn."""
     return {
         "name": "blockffn", "system_template": "{system_message}", "system_message": "",

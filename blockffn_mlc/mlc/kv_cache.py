@@ -11,6 +11,7 @@ from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedK
 from ..config import BlockFFNConfig
 from ..layers import Build
 
+PAGE = 16  # tokens; the engine's
 CREATE = "create_tir_paged_kv_cache"
 _CREATE_BUILTIN = "vm.builtin.paged_attention_kv_cache_create"
 _CONFIG, _DTYPE, _TREE_PAGED, _TREE_RAGGED = 0, 12, 20, 21  # places of arguments
@@ -22,6 +23,14 @@ def cache_heads(config: BlockFFNConfig) -> tuple[int, int, int]:
     if config.is_mla:
         return config.num_attention_heads, 1, config.kv_lora_rank + config.qk_rope_head_dim
     return config.num_attention_heads, config.num_key_value_heads, config.head_dim
+
+
+def cache_bytes(build: Build) -> int:
+    """Bytes of a cache of one sequence over the whole context window."""
+    _, kv_heads, dim = cache_heads(build.config)
+    pages = -(-build.context_window // PAGE)
+    return (build.config.num_hidden_layers * pages * PAGE * 2 * kv_heads * dim
+            * np.dtype(build.quantization.cache_dtype).itemsize)
 
 
 def create_cache(build: Build, sizes: list[tirx.Var]) -> PagedKVCache:

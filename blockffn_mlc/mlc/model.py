@@ -19,7 +19,7 @@ from .kv_cache import CREATE, cache_heads, create_cache
 from .metadata import MAX_SEQUENCES
 
 BOUNDS = {"b": MAX_SEQUENCES}  # of the sizes in these functions' arguments
-_SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
+SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
 
 
 class PagedHeads(nn.Module):
@@ -188,8 +188,8 @@ class ServedModel(Model):
         return super().export_spec() | mlc_spec(self.build.config.hidden_size, self.build.config.vocab_size)
 
 
-def mlc_spec(hidden: int, vocab: int) -> dict:
-    """Argument types of MLC's functions (MLC contract, section 1.2)."""
+def model_spec(hidden: int) -> dict:
+    """Argument types of MLC's functions that take weights (MLC contract, section 1.2)."""
     functions: dict[str, dict] = {"embed": {"ids": spec.Tensor(["n"], "int32")}}
     cache = {"paged_kv_cache": spec.Object(object_type=PagedKVCache)}
     chunk, one, batch = ({"x": spec.Tensor([*shape, hidden], "float32")} for shape in ((1, "n"), (1, 1), ("b", 1)))
@@ -201,6 +201,11 @@ def mlc_spec(hidden: int, vocab: int) -> dict:
             ("batch_verify", chunk))},
         "get_logits": {"hidden": spec.Tensor(["n", hidden], "float32")},
     }
+    return _with_mode("packed", functions)
+
+
+def mlc_spec(hidden: int, vocab: int) -> dict:
+    """Argument types of MLC's functions (MLC contract, section 1.2)."""
     ints, floats = (partial(_vector, dtype=dtype) for dtype in ("int32", "float32"))
     rows = {"logits": spec.Tensor(["b", vocab], "float32")}
     bare: dict[str, dict] = {
@@ -210,13 +215,17 @@ def mlc_spec(hidden: int, vocab: int) -> dict:
         "apply_penalty_inplace": rows | {"seq_ids": ints("s"), "pos2seq_id": ints("k"), "token_ids": ints("k"),
                                          "token_cnt": ints("k"), "penalties": floats("s", 3)},
         "apply_bitmask_inplace": rows | {"seq_ids": ints("b"), "bitmask": ints("b", -(-vocab // 32))},
-        CREATE: dict.fromkeys(_SIZES, int),
+        CREATE: dict.fromkeys(SIZES, int),
     }
     for what, width in (("probs", vocab), ("hidden_states", hidden)):
         bare[f"gather_{what}"] = {"source": floats("m", width), "indices": ints("k"), "target": floats("k", width)}
         bare[f"scatter_{what}"] = {"source": floats("k", width), "indices": ints("k"), "target": floats("m", width)}
+    return model_spec(hidden) | _with_mode("none", bare)
+
+
+def _with_mode(mode: str, functions: dict[str, dict]) -> dict:
     return {name: arguments | {"$": {"param_mode": mode, "effect_mode": "none"}}
-            for mode, group in (("packed", functions), ("none", bare)) for name, arguments in group.items()}
+            for name, arguments in functions.items()}
 
 
 def _vector(*shape: str | int, dtype: str) -> spec.Tensor:

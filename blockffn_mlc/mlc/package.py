@@ -14,6 +14,7 @@ from ..chat_config import FILE as CHAT_CONFIG
 from ..errors import UserError
 from ..shards import INDEX, link_or_copy
 from ..target import Target
+from .kv_cache import cache_bytes
 
 if TYPE_CHECKING:
     from ..builder import Plan
@@ -42,13 +43,19 @@ def check_package(target: Target, artifact: Path) -> None:
                         "-o")
 
 
+def estimated_bytes(plan: Plan) -> int:
+    """Memory that a chat takes at most: weights, MLC's cache over the whole context window, intermediate results."""
+    summary = plan.summary()
+    return summary["total_bytes"] - summary["cache_bytes"] + cache_bytes(plan.build)
+
+
 def package_config(plan: Plan, model_id: str) -> dict[str, Any]:
     """The contents of mlc-package-config.json; paths are relative to the folder it is in."""
     model_lib = plan.prefix.removesuffix("_")
     return {
         "device": plan.target.mlc_device,
         "model_list": [{"model": model_id, "model_id": model_id, "model_lib": model_lib, "bundle_weight": True,
-                        "estimated_vram_bytes": plan.summary()["total_bytes"]}],
+                        "estimated_vram_bytes": estimated_bytes(plan)}],
         "model_lib_path_for_prepare_libs": {model_lib: plan.chat["blockffn"]["system_lib"]["path"]}}
 
 

@@ -63,7 +63,8 @@ def test_a_package_is_what_mlc_reads(grouped, phone, tmp_path, monkeypatch):
     device, entry, library = read_as_mlc(tmp_path / "elsewhere")
     assert device == phone and entry["model_id"] == "chat" and entry["model_lib"] == "tiny_model"
     assert library.read_text() == "tiny_model_ .tar"
-    assert entry["estimated_vram_bytes"] == built["total_bytes"]
+    cache = 2 * GQA.num_hidden_layers * GQA.num_key_value_heads * GQA.head_dim * GQA.max_position_embeddings
+    assert entry["estimated_vram_bytes"] == built["total_bytes"] - built["cache_bytes"] + 2 * cache
     model = tmp_path / "elsewhere" / entry["model"]
     records = json.loads((model / "tensor-cache.json").read_text())["records"]
     assert {path.name for path in model.iterdir()} == {

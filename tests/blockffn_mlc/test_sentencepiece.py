@@ -17,7 +17,6 @@ from blockffn_mlc.sentencepiece_model import tokenizer_from_sentencepiece
 from blockffn_mlc.sources import DEMO_FOLDER
 from runtime_py.tokenizer import Tokenizer
 
-spm = pytest.importorskip("sentencepiece", reason="no sentencepiece; make setup installs it")
 LINES = (DEMO_FOLDER / "heldout.txt").read_text(encoding="utf-8").splitlines()[:600]
 OPTIONS = {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False}
 KINDS = {"bpe": OPTIONS | {"model_type": "bpe"}, "unigram": OPTIONS | {"model_type": "unigram"},
@@ -26,9 +25,13 @@ KINDS = {"bpe": OPTIONS | {"model_type": "bpe"}, "unigram": OPTIONS | {"model_ty
          "unigram, NFKC": OPTIONS | {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc"}}
 
 
+def library():
+    return pytest.importorskip("sentencepiece", reason="no sentencepiece (pip install -e '.[test]')")
+
+
 def trained(**options):
     model = io.BytesIO()
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, vocab_size=500,
+    library().SentencePieceTrainer.train(sentence_iterator=iter(LINES), model_writer=model, vocab_size=500,
                                    user_defined_symbols=["<用户>", "<AI>"], minloglevel=2, **options)
     return model.getvalue()
 
@@ -39,7 +42,7 @@ def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     (folder / "tokenizer.model").write_bytes(trained(**KINDS[request.param]))
     tokenizer_from_sentencepiece(folder / "tokenizer.model").save(str(folder / "tokenizer.json"))
-    return (spm.SentencePieceProcessor(model_file=str(folder / "tokenizer.model")),
+    return (library().SentencePieceProcessor(model_file=str(folder / "tokenizer.model")),
             Tokenizer.load(folder / "tokenizer.json"))
 
 
@@ -89,6 +92,7 @@ def test_settings_without_an_equal_are_refused_by_name(tmp_path, options, field)
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xff not a model"])
 def test_damaged_models_are_refused(tmp_path, content):
+    library()
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(UserError, match="tokenizer.model: not a sentencepiece model"):
         tokenizer_from_sentencepiece(tmp_path / "tokenizer.model")
