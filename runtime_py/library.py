@@ -94,7 +94,7 @@ class Library:
         """Let the kernels of runtimes that can tell say what they need and the device lacks."""
         for module in self._kernels:
             try:
-                module["check_device"](self._device.index)
+                module.get_function("check_device", query_imports=True)(self._device.index)
             except AttributeError:
                 continue
             except RuntimeError as error:

@@ -26,9 +26,9 @@ Stream::Stream(VkDevice device, uint32_t family, std::function<std::unique_ptr<B
     VkFenceCreateInfo fence{VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     batch.done = Make<OwnedFence>(vkCreateFence, device, fence, "Vulkan: vkCreateFence");
     const VkDescriptorPoolSize sizes[] = {{VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, kDescriptors},
-                                          {VK_DESCRIPTOR_TYPE_UNIFORM_BUFFER, kLaunches}};
+                                          {VK_DESCRIPTOR_TYPE_UNIFORM_BUFFER, kCommands}};
     VkDescriptorPoolCreateInfo descriptors{VK_STRUCTURE_TYPE_DESCRIPTOR_POOL_CREATE_INFO};
-    descriptors.maxSets = kLaunches;
+    descriptors.maxSets = kCommands;
     descriptors.poolSizeCount = 2;
     descriptors.pPoolSizes = sizes;
     batch.descriptors =
@@ -39,12 +39,13 @@ Stream::Stream(VkDevice device, uint32_t family, std::function<std::unique_ptr<B
 void Stream::Reserve(uint32_t descriptors, size_t staging) {
   const auto room = [&] {
     const Batch& batch = current();
-    return batch.launches < kLaunches && batch.descriptors_used + descriptors <= kDescriptors &&
+    return batch.recorded < kCommands && batch.descriptors_used + descriptors <= kDescriptors &&
            batch.staging_used + staging <= kStagingBytes;
   };
   if (recording_ && !room()) Submit();
   if (!recording_) Begin();
   if (staging > 0 && !current().staging) current().staging = make_staging_();
+  ++current().recorded;
 }
 
 // Takes the batch after the current one, when the device is done with its commands.
@@ -58,7 +59,7 @@ void Stream::Begin() {
   begin.flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT;
   Check(vkBeginCommandBuffer(next.commands, &begin), "Vulkan: vkBeginCommandBuffer");
   next.number = ++last_;
-  next.launches = next.descriptors_used = 0;
+  next.recorded = next.launches = next.descriptors_used = 0;
   next.staging_used = 0;
   next.first.clear();
   next.last.clear();

@@ -30,7 +30,7 @@ class Stream {
   // `make_staging` makes memory for both host and device.
   Stream(VkDevice device, uint32_t family, std::function<std::unique_ptr<Buffer>()> make_staging);
 
-  // Makes room in one batch for a launch with this many descriptors and bytes of staging memory (at most
+  // Makes room in one batch for one command: a launch with this many descriptors and bytes of staging memory (at most
   // kStagingBytes), or for a copy with 0 descriptors.
   void Reserve(uint32_t descriptors, size_t staging);
   // What is taken of that room, until the next Reserve.
@@ -58,7 +58,7 @@ class Stream {
     OwnedDescriptorPool descriptors;
     std::unique_ptr<Buffer> staging;
     uint64_t number = 0;
-    uint32_t launches = 0, descriptors_used = 0;
+    uint32_t recorded = 0, launches = 0, descriptors_used = 0;
     size_t staging_used = 0;
     std::string first, last;  // kernels
   };
@@ -69,7 +69,7 @@ class Stream {
   void Barrier(VkPipelineStageFlags before, VkPipelineStageFlags behind, VkAccessFlags access);
   void CheckBatch(VkResult result, const std::string& what, const Batch& batch) const;
 
-  static constexpr uint32_t kBatches = 4, kLaunches = 128, kDescriptors = 2048;  // of a batch
+  static constexpr uint32_t kBatches = 4, kCommands = 128, kDescriptors = 2048;  // of a batch
 
   const VkDevice device_;
   VkQueue queue_;

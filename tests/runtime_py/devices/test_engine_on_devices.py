@@ -240,6 +240,26 @@ def test_a_device_that_lacks_what_kernels_were_built_for_is_refused(toy, device,
     assert counter(device.kind, "memory_in_use", device.index) <= in_use  # before any weight is uploaded
 
 
+def test_kernels_that_the_device_cannot_run_are_refused(on_device, device, monkeypatch):
+    class Demanding:
+        def get_function(self, name, query_imports):
+            assert name == "check_device" and query_imports
+            return self.refuse
+
+        def refuse(self, index):
+            raise RuntimeError(f"Vulkan: kernel mix needs Int8, which device {index} lacks")
+
+    if device.kind == "vulkan":
+        (kernels,) = on_device.library._kernels
+        assert kernels.get_function("check_device", query_imports=True)(device.index) is None
+        with pytest.raises(RuntimeError, match="no device 99"):
+            kernels.get_function("check_device", query_imports=True)(99)
+    monkeypatch.setattr(on_device.library, "_kernels", [Demanding()])
+    with pytest.raises(UserError, match=f"device '{device.name}': Vulkan: kernel mix needs Int8, which device "
+                                        f"{device.index} lacks; rebuild with another --target or --quantization, or"):
+        on_device.library._check_kernels()
+
+
 def test_waiting_for_a_device(on_device, monkeypatch):
     waits = []
     monkeypatch.setattr(on_device.library, "wait", lambda wait=on_device.library.wait: waits.append(wait()))

@@ -132,6 +132,10 @@ def test_launches_are_batched_until_somebody_waits(vulkan):
         add(address(tensor), 1.0, 64, 1, 64)
     assert (vulkan.host(tensor) == 1050).all()
     assert before + 5 < counter("submissions") < before + 20  # a batch holds some hundred
+    other, before = vulkan.zeros((64,), "float32"), counter("submissions")
+    for _ in range(1000):
+        copy(tensor, other)
+    assert before + 5 < counter("submissions") < before + 20
 
 
 def test_threads_share_a_kernel(vulkan):
