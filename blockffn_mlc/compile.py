@@ -63,7 +63,7 @@ def build_graph(build: Build) -> Graph:
     model = ServedModel(build) if build.mlc else Model(build)
     module, parameters = model.export_tvm(spec=model.export_spec())
     if build.mlc:
-        module = mend_creation(module)
+        module = mend_creation(module, build)
     module = _with_upper_bounds(module, build)
     cache_bytes = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
     return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes, tuple(Model.export_spec(model)))

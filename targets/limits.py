@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tvm
 import tvm_ffi
 from tvm import tirx
@@ -109,7 +108,8 @@ def _check(target: str, kernel: str, what: str, value: int, unit: str, limit: in
 def _buffer_bytes(buffer: Any, longest: int) -> int:
     """Bytes of a buffer whose symbolic extents are ``longest``."""
     size = math.prod(int(extent) if isinstance(extent, tirx.IntImm) else longest for extent in buffer.shape)
-    return size * np.dtype(str(buffer.dtype)).itemsize
+    dtype = tvm.DataType(str(buffer.dtype))
+    return size * -(-dtype.bits // 8) * dtype.lanes
 
 
 def _nodes(body: tirx.Stmt, kinds: type | tuple[type, ...]) -> Iterator[Any]:

@@ -7,6 +7,7 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
+from tvm.s_tir import dlight
 
 from ..config import BlockFFNConfig
 from ..layers import Build
@@ -14,7 +15,9 @@ from ..layers import Build
 PAGE = 16  # tokens; the engine's
 CREATE = "create_tir_paged_kv_cache"
 _CREATE_BUILTIN = "vm.builtin.paged_attention_kv_cache_create"
-_CONFIG, _DTYPE, _TREE_PAGED, _TREE_RAGGED = 0, 12, 20, 21  # places of arguments
+# Places of the constructor's arguments.
+_CONFIG, _DTYPE = 0, 12
+_RAGGED, _PAGED, _DECODE, _SLIDING, _TREE_PAGED, _TREE_RAGGED, _MERGE = 15, 16, 17, 18, 20, 21, 23
 _CONFIG_SIZE = 5  # what every runtime before August 2026 insists on; later ones take it too
 
 
@@ -45,18 +48,31 @@ def create_cache(build: Build, sizes: list[tirx.Var]) -> PagedKVCache:
         dtype=build.quantization.cache_dtype, target=build.mlc)
 
 
-def mend_creation(module: tvm.IRModule) -> tvm.IRModule:
+def mend_creation(module: tvm.IRModule, build: Build) -> tvm.IRModule:
     """Call the runtime's constructor as MLC's engine needs it: with five sizes, and, on processors, with both kernels
-    for trees in their places, which TVM 0.27 has swapped."""
+    for trees in their places, which TVM 0.27 has swapped. On GPUs attention is our own kernels, there is none for
+    sliding windows, and TVM's other kernels get its default schedule."""
     mender = _Mender(module)
+    mender.build = build
     for var, function in module.functions.items():
         if isinstance(function, relax.Function) and var.name_hint == CREATE:
             mender.builder_.update_func(var, mender.visit_expr(function))
-    return relax.transform.DeadCodeElimination()(mender.builder_.get())
+    module = relax.transform.DeadCodeElimination()(mender.builder_.get())
+    if not hasattr(build.kernels, "paged_decode"):
+        return module
+    scheduled = {var: func for var, func in module.functions.items()
+                 if not isinstance(func, tirx.PrimFunc) or "tirx.is_scheduled" in func.attrs}
+    others = tvm.IRModule({var: func for var, func in module.functions.items() if var not in scheduled})
+    with build.mlc:
+        others = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(others)
+    module.update(others)
+    return module
 
 
 @mutator
 class _Mender(PyExprMutator):
+    build: Build
+
     def visit_call_(self, call: relax.Call) -> relax.Expr:
         call = super().visit_call_(call)
         builtin, *args = call.args
@@ -64,6 +80,22 @@ class _Mender(PyExprMutator):
             return call
         args[_CONFIG] = relax.ShapeExpr(list(args[_CONFIG].values)[:_CONFIG_SIZE])
         args[_DTYPE] = relax.const(np.zeros((), str(args[_DTYPE].ty.dtype)))
-        if "paged" not in args[_TREE_PAGED].fields[1].name_hint:
+        if hasattr(self.build.kernels, "paged_decode"):
+            for place, kernel in _slots(self.build).items():
+                args[place] = relax.Tuple([] if kernel is None else [
+                    tvm.ir.StringImm("tirx"), self.builder_.add_func(kernel, f"cache_slot_{place}")])
+            heads, _, dim = cache_heads(self.build.config)
+            merge = self.build.kernels.merge_state(heads, dim, self.build.quantization.cache_dtype)
+            args[_MERGE] = relax.Tuple([self.builder_.add_func(merge, "merge_state")])
+        elif "paged" not in args[_TREE_PAGED].fields[1].name_hint:
             args[_TREE_PAGED], args[_TREE_RAGGED] = args[_TREE_RAGGED], args[_TREE_PAGED]
         return relax.Call(call.op, [builtin, *args], call.attrs, call.ty_args)
+
+
+def _slots(build: Build) -> dict[int, tirx.PrimFunc | None]:
+    """Our kernels for attention, by the place of the constructor's argument; None: there is none."""
+    kernels, sizes = build.kernels, (build.tiles, *cache_heads(build.config), build.quantization.cache_dtype)
+    return {_RAGGED: kernels.ragged_prefill(*sizes), _PAGED: kernels.paged_prefill(*sizes),
+            _DECODE: kernels.paged_decode(*sizes), _SLIDING: None, _SLIDING + 1: None,
+            _TREE_PAGED: kernels.paged_prefill(*sizes, tree=True),
+            _TREE_RAGGED: kernels.ragged_prefill(*sizes, tree=True)}

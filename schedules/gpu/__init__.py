@@ -10,8 +10,22 @@ from .gated_silu import gated_silu
 from .latent_query import latent_query
 from .linear import linear
 from .norm import rms_norm
+from .paged_attention import merge_state, paged_decode, paged_prefill, ragged_prefill
 from .rope import rope_query
 from .router import router
+from .serving import (
+    apply_bitmask,
+    apply_logit_bias,
+    apply_penalty,
+    gather_rows,
+    latent_heads,
+    rope_heads,
+    row_numbers,
+    scatter_rows,
+    softmax_with_temperature,
+    value_up,
+    widen,
+)
 from .sparse_down import sparse_down
 from .sparse_up import sparse_up
 from .top_k import argmax, top_k
@@ -19,6 +33,8 @@ from .union import union
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
-__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "argmax", "attention", "commit", "embedding", "encode",
-           "gated_silu", "latent_query", "linear", "rms_norm", "rope_query", "router", "sparse_down", "sparse_up",
-           "top_k", "union"]
+__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
+           "argmax", "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads",
+           "latent_query", "linear", "merge_state", "paged_decode", "paged_prefill", "ragged_prefill", "rms_norm",
+           "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows", "softmax_with_temperature",
+           "sparse_down", "sparse_up", "top_k", "union", "value_up", "widen"]
