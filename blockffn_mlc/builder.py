@@ -116,8 +116,6 @@ def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, c
             ("--prefill-chunk", chunk, context, "the context window")):
         if not 0 < value <= limit:
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
-    if mlc and not hasattr(target.kernels, "row_numbers"):
-        raise UserError(f"--mlc: not available for target {target.name}; build without it, for our own runtime")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     return Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None,

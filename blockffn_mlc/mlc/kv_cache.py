@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 from tvm.s_tir import dlight
+
+from schedules.builder import ORIGIN
 
 from ..config import BlockFFNConfig
 from ..layers import Build
@@ -60,13 +63,17 @@ def mend_creation(module: tvm.IRModule, build: Build) -> tvm.IRModule:
     module = relax.transform.DeadCodeElimination()(mender.builder_.get())
     if not hasattr(build.kernels, "paged_decode"):
         return module
-    scheduled = {var: func for var, func in module.functions.items()
-                 if not isinstance(func, tirx.PrimFunc) or "tirx.is_scheduled" in func.attrs}
-    others = tvm.IRModule({var: func for var, func in module.functions.items() if var not in scheduled})
+    used: set[tirx.Var] = set()
+    for function in module.functions.values():
+        if isinstance(function, relax.Function):
+            tvm_ffi.structural_walk(function.body, (tvm.ir.GlobalVar, used.add))
+    theirs = {var: func for var, func in module.functions.items()
+              if isinstance(func, tirx.PrimFunc) and ORIGIN not in func.attrs}
+    rest = tvm.IRModule({var: func for var, func in module.functions.items() if var not in theirs}, attrs=module.attrs)
     with build.mlc:
-        others = dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(others)
-    module.update(others)
-    return module
+        rest.update(dlight.ApplyDefaultSchedule(dlight.gpu.Fallback())(
+            tvm.IRModule({var: func for var, func in theirs.items() if var in used})))
+    return rest
 
 
 @mutator

@@ -87,13 +87,13 @@ def _calls(case: Case, subject: Subject, tokens: list[int]) -> Iterator[tuple[in
 
 def _call(kernel: Any, device: Device, arguments: list[Any]) -> list[Error]:
     """One call between guards. Raises Mismatch."""
-    memory = [argument if isinstance(argument, int) else
+    memory = [argument if isinstance(argument, int | float) else
               Guarded(device, argument.start() if isinstance(argument, Written) else argument)
               for argument in arguments]
-    kernel(*(item if isinstance(item, int) else item.tensor for item in memory))
+    kernel(*(item if isinstance(item, int | float) else item.tensor for item in memory))
     errors = []
     for place, (argument, item) in enumerate(zip(arguments, memory)):
-        if isinstance(item, int):
+        if isinstance(item, int | float):
             continue
         found, intact = item.read()
         if not intact:

@@ -1,7 +1,7 @@
 """What each kernel is called with, and what its twin says of that.
 
 A case is a function of a ``Subject`` and a number of tokens; it gives the arguments of one or more calls, in the order
-of the kernel's parameters: an array is an input, an integer a scalar, a ``Written`` an output or what is changed in
+of the kernel's parameters: an array is an input, a number a scalar, a ``Written`` an output or what is changed in
 place.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..subject import Subject
-from . import attention, cache, dense, experts, rows, serving
+from . import attention, cache, dense, experts, paged, rows, serving
 
 Case = Callable[[Subject, int], Iterator[list[Any]]]
 
@@ -31,6 +31,10 @@ CASES: dict[str, Case] = {
     "latent_heads": serving.latent_heads,
     "latent_query": attention.latent_query,
     "linear": dense.linear,
+    "merge_state": paged.merge_state,
+    "paged_decode": paged.paged_decode,
+    "paged_prefill": paged.paged_prefill,
+    "ragged_prefill": paged.ragged_prefill,
     "rms_norm": rows.rms_norm,
     "rope_heads": serving.rope_heads,
     "rope_query": rows.rope_query,
