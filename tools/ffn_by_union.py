@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times the sparse feed-forward kernels on an OpenCL device by the size of the union of active experts.
+"""Times the sparse feed-forward kernels on an OpenCL or Vulkan device by the size of the union of active experts.
 
     tools/ffn_by_union.py --tokens 1 8
 
@@ -30,7 +30,7 @@ from runtime_py.devices import Device, find_device  # noqa: E402
 from schedules import q4, twins  # noqa: E402
 from schedules.gpu import FORMATS  # noqa: E402
 from schedules.layout import FLOAT_FORMATS, pack_rows  # noqa: E402
-from targets.opencl import opencl_target  # noqa: E402
+from targets import Target, find_target  # noqa: E402
 
 _SHARES = (0.025, 0.1, 0.25, 0.5, 0.75, 1)  # of the experts in a union
 
@@ -38,7 +38,7 @@ _SHARES = (0.025, 0.1, 0.25, 0.5, 0.75, 1)  # of the experts in a union
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="opencl", metavar="NAME",
-                        help="opencl or opencl:N, as 'python -m runtime_py devices' lists them")
+                        help="opencl, opencl:N, vulkan or vulkan:N, as 'python -m runtime_py devices' lists them")
     parser.add_argument("--format", default="q4f32_1", choices=FORMATS, help="of the weights (default: q4f32_1)")
     parser.add_argument("--experts", type=positive_int, default=40, metavar="N", help="default: 40")
     parser.add_argument("--hidden", type=positive_int, default=1024, metavar="N", help="default: 1024")
@@ -49,12 +49,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         device = find_device(args.device)
-        if device.kind != "opencl":
-            raise UserError(f"--device {args.device}: expected opencl or opencl:N")
+        if not device.copies:
+            raise UserError(f"--device {args.device}: expected opencl, opencl:N, vulkan or vulkan:N")
+        ffn = FeedForward(device, args.experts, args.hidden, args.expert_size, args.format)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    ffn = FeedForward(device, args.experts, args.hidden, args.expert_size, args.format)
     sizes = sorted({max(1, round(args.experts * share)) for share in _SHARES})
     results = []
     for tokens in args.tokens:
@@ -80,12 +80,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class FeedForward:
-    """Both projections of a layer with random weights."""
+    """Both projections of a layer with random weights, compiled as for the target named like the device's kind. Raises
+    UserError where this machine lacks what that takes."""
 
     def __init__(self, device: Device, experts: int, hidden: int, size: int, weight_format: str) -> None:
         self.device, self.experts, self.hidden, self.size = device, experts, hidden, size
         self.rng = np.random.default_rng(0)
-        target = opencl_target()
+        target = find_target(device.kind)
+        target.check_tools()
         tiles = target.tiles
         self.up = self._kernel(target, target.kernels.sparse_up(tiles, experts, hidden, size, weight_format))
         self.down = self._kernel(target, target.kernels.sparse_down(tiles, experts, hidden, size, weight_format, 1.0))
@@ -110,11 +112,11 @@ class FeedForward:
         return run
 
     @staticmethod
-    def _kernel(target: Any, func: tvm.tirx.PrimFunc) -> Callable:
+    def _kernel(target: Target, func: tvm.tirx.PrimFunc) -> Callable:
         module = tvm.IRModule({"main": func.with_attr("global_symbol", "main")})
         with tempfile.TemporaryDirectory(prefix="ffn-by-union-") as folder:
             library = str(Path(folder) / "kernel.so")
-            tvm.compile(module, target.tvm_target).export_library(library)
+            target.export(tvm.compile(module, target.tvm_target), library, target.forms[0].link)
             return tvm.runtime.load_module(library)["main"]
 
     def _weight(self, weight_format: str, tile: int, *shape: int) -> Any:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from machine import opencl_device
+from machine import opencl_device, vulkan_device
 
 from schedules import twins
 from schedules.layout import unpack_rows
@@ -16,9 +16,9 @@ from tools.ffn_by_union import main
 SIZES = ["--experts", "4", "--hidden", "32", "--expert-size", "8", "--rounds", "1", "--format", "float32"]
 
 
-@pytest.fixture(autouse=True)
-def device():
-    return opencl_device()
+@pytest.fixture(params=[opencl_device, vulkan_device], ids=["opencl", "vulkan"])
+def device(request):
+    return request.param()
 
 
 def test_figures_are_those_of_the_shortest_round(device, monkeypatch, capsys):
@@ -75,4 +75,4 @@ def test_what_is_timed_is_the_layer(device, tokens, union):
 
 def test_the_processor_is_refused(capsys):
     assert main(["--device", "cpu"]) == 1
-    assert "expected opencl" in capsys.readouterr().err
+    assert "expected opencl, opencl:N, vulkan or vulkan:N" in capsys.readouterr().err
