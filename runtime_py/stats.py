@@ -13,7 +13,10 @@ import numpy as np
 
 from .sparsity import union_share
 
-_NODES_HELD = 4096  # whose router scores, some KB each, are looked at behind the last pass or when so many have come
+# Router scores are looked at behind the last pass or when those of so many nodes, some KB each, or so many tensors have
+# come: on a device each takes an allocation, of which drivers have thousands.
+_NODES_HELD = 4096
+_TENSORS_HELD = 1024
 
 
 @dataclass
@@ -70,7 +73,7 @@ class Stats:
         self.verified += drafts
         self._unseen_scores.append(layer_scores)
         self._unseen_nodes += 1 + drafts
-        if self._unseen_nodes >= _NODES_HELD:
+        if self._unseen_nodes >= _NODES_HELD or sum(map(len, self._unseen_scores)) >= _TENSORS_HELD:
             self._look()
 
     def _look(self) -> None:
