@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from building import build
+from checkpoints import MLA
 from elf import LIBM, TVM_C_API, WEAK, archive_symbols, check_pages, objects, symbols
 from small_library import with_limit
 
@@ -92,6 +93,16 @@ def test_weights_are_shared_where_files_cannot_be_linked(checkpoint, tmp_path, n
     first, second = tmp_path / "android", tmp_path / "android-mali"
     assert shards(first) == shards(second) != {}
     assert not (first / "params_shard_0.bin").samefile(second / "params_shard_0.bin")
+
+
+@pytest.mark.parametrize(("name", "cpu"), [*((name, "native") for name in TARGETS), ("cpu:aarch64", "cortex-a76")])
+def test_an_artifact_says_what_its_kernels_take(name, cpu):
+    """Rows of 4-bit matrices: codes, which are int32, on processors that multiply bytes only."""
+    plan = builder.make_plan(MLA, find_target(name, cpu), "q4f16_1", 128, 64)
+    activations, x = plan.chat["blockffn"]["activations"], plan.graph.kernels()["sparse_up"].params[0]
+    assert (activations, str(x.ty.dtype)) in [("f32", "float32"), ("int8", "int32")]
+    assert activations == plan.summary()["activations"] == "f32" or name.startswith("cpu")
+    assert cpu != "cortex-a76" or activations == "int8"
 
 
 def test_a_target_twice_is_built_once(checkpoint):
