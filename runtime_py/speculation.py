@@ -101,5 +101,7 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
         stats.verify_seconds += perf_counter() - start
         stats.add_scores(len(tree) - 1, output.layer_scores)
     stats.accept_lengths.append(len(tokens))
+    start = perf_counter()
     controller.observe(drafted, [root, *tokens[:-1]])
+    stats.draft_seconds += perf_counter() - start
     return tokens

@@ -25,8 +25,8 @@ class Stats:
 
     ``drafted``: tokens that the drafter proposed; ``verified``: those that passes of the model were given, of which it
     accepted some: more is drafted than verified, to learn what would pay. ``accept_lengths``: the new tokens of every
-    pass, plain ones included. ``draft`` and ``verify`` (the model's passes, plain ones included, and keeping
-    what they accept) are parts of ``decode``.
+    pass, plain ones included. ``draft`` (deciding what to draft, drafting it, learning from what came of it) and
+    ``verify`` (the model's passes, plain ones included, and keeping what they accept) are parts of ``decode``.
     """
 
     prompt_tokens: int = 0
