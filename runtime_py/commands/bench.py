@@ -6,6 +6,8 @@ import argparse
 from functools import partial
 from typing import Any
 
+from blockffn_mlc.errors import UserError
+
 from ..tvm_runtime import physical_cores
 from .common import list_of, note, positive_int
 
@@ -20,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
         "within a round; figures are medians over rounds, with their range.")
     parser.add_argument("artifact", help="folder written by build.py")
     parser.add_argument("--kernels", action="store_true", help="time the kernels (so far the only benchmark)")
+    parser.add_argument("--device", metavar="D", help="cpu: kernels are timed on the processor alone so far")
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
     parser.add_argument("--tokens", type=list_of(positive_int), default=(1, 4, 8, 32), metavar="LIST",
@@ -36,6 +39,9 @@ def add_parser(subparsers: Any) -> None:
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.kernels:
         parser.error("expected --kernels: the benchmark of kernels is the only one so far")
+    if args.device not in (None, "cpu"):
+        raise UserError(f"--device {args.device}: kernels are timed on the processor alone so far; what passes take on a "
+                        "device, generate and specbench report")
     from ..bench.kernels import Options, run_benchmark
     from ..bench.report import FORMATS, warnings
 

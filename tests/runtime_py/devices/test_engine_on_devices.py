@@ -194,6 +194,8 @@ def test_neither_torch_nor_the_compiler_is_loaded(toy, tmp_path):
 def test_kernels_are_timed_on_the_processor_alone(toy, device, capsys):
     assert main(["bench", str(toy[0]), "--kernels"]) == 1
     assert f"built for target {device.kind!r}; kernels are timed on the processor alone" in capsys.readouterr().err
+    assert main(["bench", str(toy[0]), "--kernels", "--device", device.name]) == 1
+    assert f"--device {device.name}: kernels are timed on the processor alone" in capsys.readouterr().err
 
 
 def test_failures_of_the_driver_name_the_kernel(on_device, monkeypatch):
