@@ -40,8 +40,8 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if not args.kernels:
         parser.error("expected --kernels: the benchmark of kernels is the only one so far")
     if args.device not in (None, "cpu"):
-        raise UserError(f"--device {args.device}: kernels are timed on the processor alone so far; what passes take on a "
-                        "device, generate and specbench report")
+        raise UserError(f"--device {args.device}: kernels are timed on the processor alone so far; what passes take on "
+                        "a device, generate and specbench report")
     from ..bench.kernels import Options, run_benchmark
     from ..bench.report import FORMATS, warnings
 
