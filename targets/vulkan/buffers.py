@@ -4,7 +4,8 @@ A storage buffer is an array of scalars to GLSL. Drivers make one wide load of f
 shader says so, hence where TIR reads vectors whose address is a multiple of their size, the same binding is declared a
 second time as an array of vectors. The compiler may assume that differently declared buffers do not overlap: so only
 one declaration is used for a buffer that the kernel writes, that of scalars unless all accesses are vectors of one
-width. Threadgroup and private arrays are arrays of scalars always; those are in registers, or banks, of scalars anyway.
+width and none is in an expression that may not be evaluated. Threadgroup and private arrays are arrays of scalars
+always; those are in registers, or banks, of scalars anyway.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from tvm.sym.analyzer import Analyzer
 
 from .types import GLSL, dtype_of, split, stored, vector
 from .unsupported import Unsupported
+
+GUARDS = (tirx.Select, tirx.And, tirx.Or, tirx.While, ir.Call)
 
 
 @dataclass
@@ -57,7 +60,7 @@ class Buffers:
         dtype, _ = split(str(var.ty.element_type.dtype))
         self._storages[var] = Storage(name, "global", _known(dtype), binding)
 
-    def look(self) -> None:
+    def find_uses(self) -> None:
         """Find how the parameters are used, before code is generated."""
         aliases: dict[Any, Any] = {}
 
@@ -68,7 +71,7 @@ class Buffers:
             storage = self._storages.get(aliases.get(buffer))
             if storage is not None:
                 dtype, lanes = split(str(buffer.dtype))
-                storage.accesses.add((dtype, self._wish(dtype, lanes, index)))
+                storage.accesses.add((dtype, self._widest(dtype, lanes, index)))
             return storage
 
         def load(node: ir.TensorLoad) -> None:
@@ -79,9 +82,19 @@ class Buffers:
             if storage is not None:
                 storage.written = True
 
+        def guarded_load(node: ir.TensorLoad) -> None:
+            storage = note(node.source, node.indices[0])
+            if storage is not None:
+                storage.accesses.add((split(str(node.source.dtype))[0], 1))
+
+        def guard(node: Any) -> None:
+            for part in guarded(node):
+                tvm_ffi.structural_walk(part, (ir.TensorLoad, guarded_load))
+
         tvm_ffi.structural_walk(self._body, (tirx.DeclBuffer, declare))
         tvm_ffi.structural_walk(self._body, (tirx.BufferStore, store))
         tvm_ffi.structural_walk(self._body, (ir.TensorLoad, load))
+        tvm_ffi.structural_walk(self._body, (GUARDS, guard))
         for storage in self._storages.values():
             if storage.written and len({dtype for dtype, _ in storage.accesses}) > 1:
                 raise Unsupported(f"a buffer that is written and accessed as {sorted(storage.accesses)}")
@@ -117,7 +130,7 @@ class Buffers:
         if storage.binding is None:
             return 1
         dtype, lanes = split(str(buffer.dtype))
-        width = self._wish(dtype, lanes, index)
+        width = self._widest(dtype, lanes, index)
         return width if not storage.written or len(storage.accesses) == 1 else 1
 
     def exact_quotient(self, index: Any, width: int) -> Any:
@@ -138,7 +151,7 @@ class Buffers:
                                                f"{name}_buffer {{ {element} {name}[]; }};")
         return [lines[key] for key in sorted(lines)]
 
-    def _wish(self, dtype: str, lanes: int, index: Any) -> int:
+    def _widest(self, dtype: str, lanes: int, index: Any) -> int:
         """The widest vector for an access; ``lanes`` of an element of the buffer."""
         base, count = contiguous(index, lanes)
         if base is None or vector(dtype, 2) is None:
@@ -146,6 +159,17 @@ class Buffers:
         multiple = self._analyzer.modular_set(base)
         return next((width for width in (4, 2) if count % width == 0 and multiple.coeff % width == 0
                      and multiple.base % width == 0), 1)
+
+
+def guarded(node: Any) -> list[Any]:
+    """The parts of one of ``GUARDS`` that may not be evaluated, or again and again: they load scalars."""
+    if isinstance(node, tirx.While):
+        return [node.condition]
+    if isinstance(node, tirx.Select):
+        return [node.true_value, node.false_value]
+    if isinstance(node, ir.Call):
+        return list(node.args)[1:] if getattr(node.op, "name", "") == "prim.if_then_else" else []
+    return [node.b]
 
 
 def contiguous(index: Any, lanes: int = 1) -> tuple[Any, int]:

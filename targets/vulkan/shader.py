@@ -26,10 +26,9 @@ _HEADER = """#version 450
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_8bit_storage : require
 #extension GL_EXT_control_flow_attributes : require"""
-# A scalar's type -> what holds it in its slot, little endian: small integers are in its low bytes, and of sizes in
-# int64 the low half counts (see ``narrow``).
-_SLOTS = {"bool": "int32", "int8": "int32", "int16": "int32", "int32": "int32", "int64": "int32", "uint8": "uint32",
-          "uint16": "uint32", "uint32": "uint32", "float32": "float32", "float64": "float64"}
+# A scalar's type, of those that TVM's launches pass -> what holds it in its slot: of sizes in int64 the low half counts
+# (little endian, see ``narrow``).
+_SLOTS = {"int32": "int32", "int64": "int32", "uint32": "uint32", "float32": "float32", "float64": "float64"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def generate(name: str, func: tirx.PrimFunc) -> Shader:
     statements = Statements(buffers)
     for binding, param in enumerate(pointers):
         buffers.add_parameter(param, statements.expressions.name(param.name), binding)
-    buffers.look()
+    buffers.find_uses()
     uniform = _SLOT * len(scalars) > PUSH_CONSTANT_BYTES
     interface = _scalars(scalars, uniform, len(pointers), statements)
     statements.visit(func.body)

@@ -6,6 +6,7 @@ import pytest
 import tvm
 from test_statements import collatz
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from vulkan_harness import TARGET, module_of
 
@@ -27,6 +28,18 @@ def storing(make_value, dtype="float32", emit=lambda: None, given=None):
     return k.func
 
 
+def taking(dtype):
+    """Stores a scalar argument: TVM's launches pass few types."""
+    with IRBuilder() as builder:
+        with T.prim_func(is_private=True, s_tir=True):
+            T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+            y = T.match_buffer(T.arg("y", T.handle()), (64,), "float32")
+            scalar = T.arg("scalar", getattr(T, dtype)())
+            with launch((1,), (64,)) as (_, (item,)):
+                T.buffer_store(y, T.cast(scalar, "float32"), [item])
+    return builder.get()
+
+
 def fifth_power(x):
     return tirx.call_pure_extern("float32", "fifth_power", x)
 
@@ -42,6 +55,8 @@ def fifth_power(x):
      ["tvm_warp_shuffle"]),
     (lambda: storing(lambda x: tirx.popcount(x), "int8"), ["function popcount of int8"]),
     (lambda: storing(lambda x: tirx.reinterpret("float64", x), "float64", given="int64"), ["reinterpret", "64"]),
+    *((lambda dtype=dtype: taking(dtype), [f"a scalar argument of type {dtype}"])
+      for dtype in ("bool", "int8", "int16", "uint8", "uint16")),
 ])
 def test_unsupported_constructs_are_named(func, words):
     with pytest.raises(UserError) as error:

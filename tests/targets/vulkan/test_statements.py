@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from vulkan_harness import library, on_device, shaders_of
@@ -98,6 +99,36 @@ def shift_in_place(lanes):
     return k.func
 
 
+# What else a kernel of vectors reads from the buffer that it writes, where that need not be evaluated.
+GUARDS = {
+    "select": lambda y, i: tirx.Select(i < 32, y, T.broadcast(T.float32(-1), 4)),
+    "if_then_else": lambda y, i: tirx.if_then_else(i < 32, y, T.broadcast(T.float32(-1), 4)),
+    "and": lambda y, i: T.cast(tirx.And(T.broadcast(i < 32, 4), y < T.broadcast(T.float32(9), 4)), "float32x4"),
+    "or": lambda y, i: T.cast(tirx.Or(T.broadcast(i < 32, 4), y < T.broadcast(T.float32(9), 4)), "float32x4"),
+}
+
+
+def guarded_vectors(guard):
+    """y[i] = x[i] + guard(y[i]), in vectors of 4."""
+    with kernel(__name__, "int32") as k:
+        x, y = k.tensor((4 * ITEMS,)), k.tensor((4 * ITEMS,))
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            at = T.ramp(item * 4, 1, 4)
+            T.buffer_store(y, x[at] + GUARDS[guard](y[at], item), [at])
+    return k.func
+
+
+def vectors_while():
+    """x[i] += 1 in vectors of 4 while the first is less than 5."""
+    with kernel(__name__, "int32") as k:
+        x = k.tensor((4 * ITEMS,))
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            at = T.ramp(item * 4, 1, 4)
+            with T.While(tirx.Shuffle([x[at]], [0]) < T.float32(5)):
+                T.buffer_store(x, x[at] + T.broadcast(T.float32(1), 4), [at])
+    return k.func
+
+
 def vectors(offset, dtype="float32"):
     """y[i] = x[i + offset] + x[0], in vectors of 4."""
     with kernel(__name__, "int32") as k:
@@ -131,7 +162,7 @@ def bits_of_words(target, lanes):
     return k.func
 
 
-SCALARS = ("int64", "int32", "float32", "uint32", "bool", "int8")
+SCALARS = ("int64", "int32", "float32", "uint32")
 
 
 def scalars(count):
@@ -157,7 +188,9 @@ KERNELS = {
        for offset in (0, 1, 2, 4) for dtype in ("float32", "float16", "int8")},
     **{f"bits_{target}": lambda target=target: bits_of_words(target, 32 // np.dtype(target).itemsize // 8)
        for target in ("uint8", "int8", "uint16", "float16")},
-    "private_vectors": private_vectors, "scalars_16": lambda: scalars(16), "scalars_17": lambda: scalars(17),
+    **{f"guarded_{guard}": lambda guard=guard: guarded_vectors(guard) for guard in GUARDS},
+    "vectors_while": vectors_while, "private_vectors": private_vectors,
+    "scalars_16": lambda: scalars(16), "scalars_17": lambda: scalars(17),
 }
 
 
@@ -235,6 +268,29 @@ def test_loads_are_as_wide_as_addresses_allow(offset, loads):
     assert [element for read_only, element in declared if not read_only] == ["vec4"]
 
 
+def bindings(func):
+    """Those of the declarations of buffers."""
+    (shader,) = shaders_of({"k": func})
+    return re.findall(r"binding = (\d)\) (?:\w+ )*buffer", shader.source)
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_a_buffer_that_is_written_is_declared_once(guard, kernels, rng):
+    assert bindings(guarded_vectors(guard)) == ["0", "1"]
+    x, y = (rng.integers(0, 20, 4 * ITEMS).astype("float32") for _ in range(2))
+    first, less = np.arange(4 * ITEMS) < 128, y < 9
+    expected = {"and": first & less, "or": first | less}.get(guard, np.where(first, y, -1))
+    np.testing.assert_array_equal(on_device(kernels[f"guarded_{guard}"], [x, y])[1], x + expected)
+
+
+def test_a_buffer_that_a_loop_tests_is_declared_once(kernels):
+    assert bindings(vectors_while()) == ["0"]
+    x = np.arange(4 * ITEMS, dtype="float32").reshape(ITEMS, 4) / 2
+    (found,) = on_device(kernels["vectors_while"], [x.ravel()])
+    rounds = np.maximum(np.ceil(5 - x[:, :1]), 0)
+    np.testing.assert_array_equal(found, (x + rounds).ravel())
+
+
 @pytest.mark.parametrize("target", ["uint8", "int8", "uint16", "float16"])
 def test_bits_of_a_number_as_a_vector(target, kernels, rng):
     x = rng.integers(0, 2**32, ITEMS, "uint32") & 0xBBFFBBFF | 0x10001000  # no infinite nor tiny halves
@@ -251,7 +307,7 @@ def test_private_vectors(kernels, rng):
 
 @pytest.mark.parametrize(("count", "uniform"), [(16, False), (17, True)])
 def test_scalars_beyond_push_constants_are_in_a_uniform_buffer(count, uniform, kernels):
-    samples = (-7, 2**31 - 1, 0.5, 2**32 - 1, True, -128)
+    samples = (-7, 2**31 - 1, 0.5, 2**32 - 1)
     values = [samples[i % len(samples)] for i in range(count)]
     (shader,) = shaders_of({"k": scalars(count)})
     assert shader.uniform == uniform and ("push_constant" in shader.source) != uniform
