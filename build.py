@@ -50,8 +50,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mlc", action="store_true",
                         help="also export the functions of MLC's engine, which then runs the artifact too")
     parser.add_argument("--device-limits", choices=("target", "probe"), default="target",
-                        help="what kernels for Vulkan may need: what every device has, or what this machine's first "
-                             "device has (default: target)")
+                        help="how large buffers for Vulkan may be: as on every device, or as on this machine's first "
+                             "device (default: target)")
     parser.add_argument("--package", action="store_true",
                         help="for phones: also write the folder DIR-package that mlc_llm package makes an app of; "
                              "implies --mlc")

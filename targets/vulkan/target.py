@@ -22,12 +22,13 @@ from .spirv import GLSLC
 # What every device with Vulkan 1.1 has: maxComputeWorkGroupInvocations, maxComputeSharedMemorySize,
 # maxStorageBufferRange (specification, table "Required Limits"). Statements and source are OpenCL's of phones.
 LIMITS = Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=1 << 27, statements=500, source_bytes=1 << 17)
+_MOST_BYTES = (1 << 31) - 1  # of a buffer: elements are counted in int32
 _PREFILL_CHUNK = 256  # the logits of that many tokens fit into a buffer for vocabularies of up to 131,072
 
 
 def vulkan_target(probe: bool = False) -> Target:
     """The target ``vulkan``: kernels for any device with Vulkan 1.1, host code for every processor of this
-    architecture. ``probe``: take the limits of this machine's first device instead. Raises UserError if it has none."""
+    architecture. ``probe``: buffers as large as this machine's first device allows. Raises UserError if it has none."""
     host, text = plain_host()
     limits = _probed() if probe else LIMITS
     return replace(_target("vulkan", text, host, limits, host_library()), prefill_chunk=_PREFILL_CHUNK)
@@ -40,11 +41,15 @@ def vulkan_android_target() -> Target:
 
 
 def _probed() -> Limits:
+    """With the first device's largest buffer. The rest stays: no kernel has use for larger work-groups, and an artifact
+    should ask a device for no more than its kernels do."""
     found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
     if "unavailable" in found:
         raise UserError(f"--device-limits probe: {found['unavailable']}")
-    return replace(LIMITS, work_group=found["max_work_group_size"], threadgroup_bytes=found["local_memory_bytes"],
-                   buffer_bytes=found["max_allocation_bytes"])
+    if "max_allocation_bytes" not in found:  # TVM's own runtime
+        raise UserError(f"--device-limits probe: TVM's own Vulkan runtime does not tell the limits of {found['name']}; "
+                        "leave the option out")
+    return replace(LIMITS, buffer_bytes=min(found["max_allocation_bytes"], _MOST_BYTES))
 
 
 def _target(name: str, text: str, host: tvm.target.Target, limits: Limits, *forms: Form) -> Target:
@@ -53,9 +58,7 @@ def _target(name: str, text: str, host: tvm.target.Target, limits: Limits, *form
         "max_shared_memory_per_block": limits.threadgroup_bytes, "supports_float16": True, "supports_int8": True,
         "supports_int16": True, "supports_int64": True, "supports_8bit_buffer": True, "supports_16bit_buffer": True,
     }, host=host)
-    tiles = next(GPU_TILES[row] for row in ("opencl", "generic")
-                 if GPU_TILES[row].local_bytes <= limits.threadgroup_bytes)
-    return Target(name, text, tvm_target, schedules.gpu, tiles, tuple(map(_with_shaders, forms)), limits,
+    return Target(name, text, tvm_target, schedules.gpu, GPU_TILES["generic"], tuple(map(_with_shaders, forms)), limits,
                   export=export_library)
 
 

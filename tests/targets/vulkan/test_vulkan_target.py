@@ -31,17 +31,21 @@ def test_phones_get_both_forms():
     assert str(target.tvm_target.host.attrs["mtriple"]) == "aarch64-linux-android"
 
 
-def test_probed_limits_are_the_devices(monkeypatch):
+@pytest.mark.parametrize(("found", "bytes_"), [(1 << 30, 1 << 30), (1 << 32, (1 << 31) - 1)])
+def test_probed_buffers_are_the_devices_and_the_rest_what_kernels_use(found, bytes_, monkeypatch):
     monkeypatch.setattr(vulkan, "list_devices", devices(
-        max_work_group_size=256, local_memory_bytes=49152, max_allocation_bytes=1 << 30))
+        max_work_group_size=1024, local_memory_bytes=49152, max_allocation_bytes=found))
     (target,) = find_targets("vulkan", probe=True)
-    assert dataclasses.astuple(target.limits)[:3] == (256, 49152, 1 << 30)
-    assert target.tiles == GPU_TILES["opencl"] and int(target.tvm_target.attrs["max_num_threads"]) == 256
+    assert target.limits == dataclasses.replace(find_target("vulkan").limits, buffer_bytes=bytes_)
+    assert target.tiles == GPU_TILES["generic"] and int(target.tvm_target.attrs["max_num_threads"]) == 128
 
 
 def test_probing_needs_a_device_and_a_target_that_asks(monkeypatch):
     monkeypatch.setattr(vulkan, "list_devices", devices(unavailable="no Vulkan driver"))
     with pytest.raises(UserError, match="--device-limits probe: no Vulkan driver"):
+        find_target("vulkan", probe=True)
+    monkeypatch.setattr(vulkan, "list_devices", devices(name="a card"))  # all that TVM's own runtime tells
+    with pytest.raises(UserError, match="--device-limits probe: TVM's own .* a card; leave"):
         find_target("vulkan", probe=True)
     with pytest.raises(UserError, match="--device-limits probe: target cpu has fixed limits; .*--target vulkan"):
         find_targets("cpu", probe=True)
@@ -53,7 +57,7 @@ def test_this_machines_limits_are_in_the_plan():
         pytest.skip(found["unavailable"])
     result = build("--target", "vulkan", "--device-limits", "probe", "--dry-run", "--json")
     assert json.loads(result.stdout)["target"] == "vulkan"
-    assert find_target("vulkan", probe=True).limits.work_group == found["max_work_group_size"] >= 128
+    assert find_target("vulkan", probe=True).limits.buffer_bytes <= found["max_allocation_bytes"]
 
 
 def test_an_artifact_for_phones_says_what_it_needs(tmp_path, monkeypatch):
