@@ -36,10 +36,10 @@ README = "README.md"
 # What the README of an artifact for phones says of a kind of device.
 _README_WORDS = {
     "opencl": {"api": "OpenCL", "macro": "OPENCL", "rpc": "cl", "device_type": "4",
-               "half": "half precision (cl_khr_fp16)",
+               "half": "Kernels need half precision (`cl_khr_fp16`).",
                "driver": "an OpenCL 1.2 driver that apps may load (`libOpenCL.so`)"},
     "vulkan": {"api": "Vulkan", "macro": "VULKAN", "rpc": "vulkan", "device_type": "7",
-               "half": "half precision (shaderFloat16, storageBuffer16BitAccess)",
+               "half": "Kernels need half precision (`shaderFloat16`, `storageBuffer16BitAccess`).",
                "driver": "a Vulkan 1.1 driver"},
 }
 
@@ -186,4 +186,4 @@ def _readme(plan: Plan, artifact: str) -> str:
         prefix=plan.prefix, model_lib=plan.prefix.removesuffix("_"), weight_megabytes=round(plan.weight_bytes / 1e6),
         memory_megabytes=round(plan.summary()["total_bytes"] / 1e6), work_group=device["work_group"],
         threadgroup_kilobytes=device["threadgroup_bytes"] >> 10, buffer_megabytes=device["buffer_bytes"] >> 20,
-        fp16=words["half"] if device["fp16"] else "no half precision: float32 throughout", **words)
+        precision=words["half"] if device["fp16"] else "Kernels compute in float32 throughout.", **words)

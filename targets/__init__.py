@@ -60,7 +60,10 @@ def find_target(name: str, cpu: str = "native", probe: bool = False) -> Target:
 
 def find_targets(names: str, cpu: str = "native", probe: bool = False) -> list[Target]:
     """Resolve ``--target``: names separated by commas, each target once. Raises UserError."""
-    targets = {target.name: target for target in (find_target(name, cpu, probe) for name in names.split(","))}
+    if "" in (listed := names.split(",")):
+        raise UserError(f"--target {names!r}: a name is empty; expected names separated by single commas, of "
+                        f"{', '.join([*TARGETS, *ALIASES])}")
+    targets = {target.name: target for target in (find_target(name, cpu, probe) for name in listed)}
     if cpu != "native" and not any(TARGETS[name].for_processor for name in targets):
         raise UserError(f"--cpu {cpu}: target {names} is not a processor; leave --cpu out or add --target cpu")
     if probe and not any(TARGETS[name].probes for name in targets):

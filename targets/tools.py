@@ -38,8 +38,8 @@ class Tool:
 
 
 def _opencl_driver() -> str | None:
-    folder = Path(os.environ.get("OCL_ICD_VENDORS", "/etc/OpenCL/vendors"))
-    drivers = sorted(str(path) for path in folder.glob("*.icd")) if folder.is_dir() else []
+    vendors = Path(os.environ.get("OCL_ICD_VENDORS", "/etc/OpenCL/vendors"))  # a folder or one of its files
+    drivers = [str(path) for path in sorted(vendors.glob("*.icd")) or [vendors] if path.is_file()]
     named = os.environ.get("OCL_ICD_FILENAMES", "")
     return ", ".join([*drivers, *filter(None, named.split(":"))]) or None
 

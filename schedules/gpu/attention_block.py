@@ -28,7 +28,7 @@ class Block:
         self._rows = shared((self.size, width), dtype)
         self._queries = shared((heads, key_dim))
         self._partial = shared((heads, self.size, self._parts))
-        self._weights = shared((heads, self.size))  # scores, then their exponentials
+        self._scores = shared((heads, self.size))
         self._mix = Local(heads * -(-value_dim // tiles.items), 0.0)
         self._totals = Local(heads, 0.0)
         self._highest = Local(heads, _LOWEST)
@@ -53,7 +53,7 @@ class Block:
             score = Local(1, 0.0)
             with T.serial(0, self._parts) as part:
                 score.add(0, self._partial[head, j, part])
-            T.buffer_store(self._weights, T.Select(T.And(j < count, seen(j)), score[0], T.float32(_UNSEEN)), [head, j])
+            T.buffer_store(self._scores, T.Select(T.And(j < count, seen(j)), score[0], T.float32(_UNSEEN)), [head, j])
         barrier()
         self._weigh(count)
 
@@ -97,7 +97,7 @@ class Block:
         for head in range(self._heads):
             top = Local(1, self._highest[head])
             with T.serial(0, self.size) as j:
-                top.set(0, T.max(top[0], self._weights[head, j]))
+                top.set(0, T.max(top[0], self._scores[head, j]))
             factor = T.bind(T.exp(self._highest[head] - top[0]))
             self._highest.set(head, top[0])
             self._totals.set(head, self._totals[head] * factor)
@@ -106,7 +106,7 @@ class Block:
                 place = self._place(head, turn)
                 self._mix.set(place, self._mix[place] * factor)
             with T.serial(0, count) as j:
-                weight = T.bind(T.exp(self._weights[head, j] - top[0]))
+                weight = T.bind(T.exp(self._scores[head, j] - top[0]))
                 self._totals.add(head, weight)
                 for turn in turns:
                     i = turn * self._items + self._item

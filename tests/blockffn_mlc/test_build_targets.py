@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,8 @@ def config(folder):
 @pytest.mark.parametrize(("options", "words"), [
     (["--target", "toaster"], ["--target toaster", *TARGETS, "android:adreno"]),
     (["--target", "cpu,toaster"], ["--target toaster", "android:mali"]),
-    (["--target", ""], ["unknown target", "opencl"]),
+    (["--target", ""], ["--target ''", "name is empty", "opencl"]),
+    (["--target", "android,cpu,,"], ["--target 'android,cpu,,'", "name is empty", "single commas"]),
     (["--target", "android", "--cpu", "haswell"], ["--cpu haswell", "not a processor", "--target cpu"]),
     (["--target", "cpu:aarch64", "--cpu", "haswell"], ["--cpu haswell", "aarch64", "cortex-a76"]),
     (["--target", "android", "--quantization", "q4f16_1", "--activations", "int8"],
@@ -154,9 +156,18 @@ def test_an_artifact_for_phones_says_how_to_run_it(phone):
     text = (phone / "README.md").read_text()
     ours = config(phone)["blockffn"]
     for word in (ours["library"], ours["system_lib"]["path"], '"tiny_model_"', '"model_lib": "tiny_model"', "adb push",
-                 "tvm_rpc", "mlc-package-config.json", "half precision", "256 work-items", "256 MB"):
+                 "tvm_rpc", "mlc-package-config.json", "Kernels need half precision", "256 work-items", "256 MB"):
         assert word in text, word
     assert "$ANDROID_NDK" in text and "$" not in text.replace("$ANDROID_NDK", "")
+    named = [name for line in text.splitlines() if line.startswith("| `") for name in line.split("`")[1:-1:2]]
+    files = {str(path.relative_to(phone)) for path in phone.rglob("*") if path.is_file()} - {builder.README}
+    assert files == {path for path in files if any(fnmatch(path, name) for name in named)} != set()
+
+
+def test_an_artifact_in_float32_needs_no_half_precision(checkpoint, tmp_path, no_libraries):
+    build("--model", checkpoint, "--target", "android", "--quantization", "q0f32", "-o", tmp_path / "phone")
+    text = (tmp_path / "phone" / "README.md").read_text()
+    assert "Kernels compute in float32 throughout." in text and "half precision" not in text
 
 
 @pytest.mark.parametrize(("limit", "allowed", "words"), [
@@ -190,6 +201,16 @@ def test_list_targets_says_what_is_here(monkeypatch):
     assert listed["cpu"]["ready"] and listed["cpu"]["tools"][0]["found"]
     text = build("--list-targets").stdout
     assert all(name in text for name in TARGETS) and listed["cpu"]["tools"][0]["found"] in text
+
+
+def test_list_targets_finds_drivers_where_the_loader_does(tmp_path, monkeypatch):
+    """The loader takes a folder of drivers, or the file that names one."""
+    driver = tmp_path / "some.icd"
+    driver.write_text("libsome.so\n")
+    monkeypatch.delenv("OCL_ICD_FILENAMES", raising=False)
+    for vendors in (tmp_path, driver):
+        monkeypatch.setenv("OCL_ICD_VENDORS", str(vendors))
+        assert tools.OPENCL_DRIVER.find() == str(driver)
 
 
 def test_list_targets_says_what_is_missing(monkeypatch):
