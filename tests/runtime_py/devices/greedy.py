@@ -11,8 +11,8 @@ from runtime_py import Engine
 from schedules.tiles import CPU_TILES
 
 # Two logits that are further apart than this share of the logits' root mean square do not change places between
-# devices (docs/devices.md); by the precision of the cache.
-TIE = {"float32": 1e-4, "float16": 1e-3}
+# devices (docs/devices.md); by format.
+TIE = {"q0f32": 1e-4, "q4f32_1": 2e-4, "q0f16": 1e-3, "q4f16_1": 1e-3}
 
 
 class Pair(NamedTuple):
@@ -30,16 +30,21 @@ class Pair(NamedTuple):
             build(*arguments, "--activations", "f32", "--target", f"cpu,{device.kind}", "-o", folder, "-q")
         return cls(Engine.load(folder / "cpu"), Engine.load(folder / device.kind, device=device.name))
 
+    @property
+    def quantization(self):
+        """The format's name."""
+        return self.cpu.artifact.chat_config["quantization"]
 
-def check_no_tie(logits, cache_dtype):
+
+def check_no_tie(logits, quantization):
     """Every row's choice is clear. Returns the bound."""
-    bound = TIE[cache_dtype] * np.sqrt(np.mean(logits.astype(np.float64)**2))
+    bound = TIE[quantization] * np.sqrt(np.mean(logits.astype(np.float64)**2))
     second, first = np.partition(logits, -2, axis=-1)[:, -2:].T
     assert (first - second).min() > bound
     return bound
 
 
-def check_bound(logits, others, cache_dtype):
+def check_bound(logits, others, quantization):
     """Choices among ``others``, of another device, can only differ from those among ``logits`` by the bound: both
     logits may be off, in opposite directions. They do not, as no row has a tie."""
-    assert 0 < 2 * np.abs(others - logits).max() <= check_no_tie(logits, cache_dtype)
+    assert 0 < 2 * np.abs(others - logits).max() <= check_no_tie(logits, quantization)

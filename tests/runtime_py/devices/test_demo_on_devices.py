@@ -12,7 +12,8 @@ PROMPT, TOKENS, TREE = "In the beginning", 40, 8  # few rows at a time: every ot
 
 
 DEVICES = {"q0f32-opencl": opencl_device, "q4f32_1-opencl": opencl_device,
-           "q4f16_1-opencl": partial(opencl_device, half=True), "q4f16_1-vulkan": vulkan_device}
+           "q0f16-opencl": partial(opencl_device, half=True), "q4f16_1-opencl": partial(opencl_device, half=True),
+           "q4f16_1-vulkan": vulkan_device}
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -35,7 +36,7 @@ def test_logits_differ_by_less_than_would_change_a_token(demo, greedy):
     prompt, ids = greedy
     logits, others = (engine.score([*prompt, *ids], TREE).logits[len(prompt) - 1:-1] for engine in demo)
     assert logits.argmax(-1).tolist() == ids
-    check_bound(logits, np.asarray(others), demo.cpu.artifact.cache_dtype)
+    check_bound(logits, np.asarray(others), demo.quantization)
 
 
 @pytest.mark.parametrize("draft", ["none", "ngram", "eagle"])

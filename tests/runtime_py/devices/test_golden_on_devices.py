@@ -58,7 +58,7 @@ def test_drafts_change_no_greedy_token(golden):
     list(plain)
     logits = engine.score([*prompt, *plain.ids]).logits[len(prompt) - 1:-1]
     assert plain.ids == logits.argmax(-1).tolist()
-    check_no_tie(logits, "float32")
+    check_no_tie(logits, "q0f32")
     script = ScriptedDrafter([*prompt, *plain.ids], 0.6, engine.artifact.config.vocab_size, seed=1)
     drafted = engine.generate(prompt, 24, draft=script, tree_size=8)
     list(drafted)
@@ -77,7 +77,7 @@ def test_other_formats_generate_the_processors_text(name, quantization, tmp_path
     list(text)
     ids = [*prompt, *text.ids]
     logits, others = (engine.score(ids, 8).logits[len(prompt) - 1:-1] for engine in (cpu, other))
-    check_bound(logits, np.asarray(others), cpu.artifact.cache_dtype)
+    check_bound(logits, np.asarray(others), quantization)
     for draft in ("none", ScriptedDrafter(ids, 0.6, cpu.artifact.config.vocab_size, seed=1)):
         found = other.generate(prompt, 24, draft=draft, tree_size=None if draft == "none" else 8)
         list(found)
