@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from blockffn_mlc.errors import UserError
 from runtime_py.devices.program_cache import ProgramCache
 
 from ..tools import Tool
@@ -28,12 +29,13 @@ CAPABILITIES = {1: "Shader", 9: "Float16", 10: "Float64", 11: "Int64", 22: "Int1
                 4448: "StorageBuffer8BitAccess", 4449: "UniformAndStorageBuffer8BitAccess"}
 
 
-class BadShader(Exception):
-    """A mistake of the code generator."""
+class BadShader(UserError):
+    """A mistake of the code generator; all the same a sentence, since another target may do."""
 
 
 def compile_shaders(shaders: Sequence[Shader]) -> list[bytes]:
-    """SPIR-V of each, whose entry point has the shader's name. Raises UserError when glslc is missing."""
+    """SPIR-V of each, whose entry point has the shader's name. Raises UserError when glslc is missing or does not run,
+    BadShader when it refuses one."""
     GLSLC.check()
     by_source = {shader.source: shader for shader in shaders}  # equal kernels are compiled once
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -52,18 +54,24 @@ def _compiled(shader: Shader) -> bytes:
 
 @functools.cache
 def _version() -> str:
-    return subprocess.run([GLSLC.find(), "--version"], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([GLSLC.find(), "--version"], capture_output=True, text=True)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["nothing"]
+        raise UserError(f"{GLSLC.find()} --version ends with {done.returncode} and says {said[-1]!r}; install another "
+                        f"({GLSLC.install})")
+    return done.stdout
 
 
 def _compile(shader: Shader) -> bytes:
     command = [GLSLC.find(), *_ARGUMENTS, "-", "-o", "-"]
     done = subprocess.run(command, input=shader.source.encode(), capture_output=True)
     if done.returncode:
-        raise BadShader(f"kernel {shader.name}: glslc refuses the shader made of it: {done.stderr.decode()[:2000]}")
+        raise BadShader(f"kernel {shader.name}: glslc refuses the shader made of it, a mistake of the code "
+                        f"generator: {done.stderr.decode()[:2000].strip()}; choose another target")
     unknown = capabilities(done.stdout) - set(CAPABILITIES)
     if unknown:
         raise BadShader(f"kernel {shader.name}: its shader asks for SPIR-V's capabilities {sorted(unknown)}, which "
-                           "none of ours should")
+                        "none of ours should, a mistake of the code generator; choose another target")
     return done.stdout
 
 

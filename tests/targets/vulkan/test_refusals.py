@@ -84,9 +84,20 @@ def test_a_missing_glslc_says_what_to_install(monkeypatch, tmp_path):
      "void main() { b[0] = gl_SubgroupSize; }\n", "asks for SPIR-V's capabilities [61]")])
 def test_a_shader_that_should_not_be_is_a_mistake_of_ours(source, words, monkeypatch):
     monkeypatch.setattr(spirv._CACHE, "load", lambda key: None)
-    with pytest.raises(spirv.BadShader) as error:
+    with pytest.raises(UserError) as error:
         spirv.compile_shaders([Shader("bad", [], [], False, source)])
-    assert "kernel bad" in str(error.value) and words in str(error.value)
+    for part in ("kernel bad", words, "a mistake of the code generator", "choose another target"):
+        assert part in str(error.value)
+
+
+def test_a_glslc_that_does_not_run_is_a_sentence(monkeypatch, tmp_path):
+    broken = tmp_path / "glslc"
+    broken.write_text("#!/bin/sh\necho no libshaderc >&2\nexit 127\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    spirv._version.cache_clear()
+    with pytest.raises(UserError, match="glslc --version ends with 127 and says 'no libshaderc'; install another"):
+        spirv.compile_shaders([Shader("any", [], [], False, "")])
 
 
 def test_shaders_are_compiled_once(monkeypatch, tmp_path):
