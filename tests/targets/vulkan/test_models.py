@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from checkpoints import GQA, MLA
+from vulkan_harness import check_spirv
 
 from blockffn_mlc.builder import make_plan
 from blockffn_mlc.compile import compile_graph
 from targets import find_target
 from targets.vulkan.shader import Shader
-from targets.vulkan.spirv import CAPABILITIES, ENVIRONMENT, capabilities, compile_shaders
+from targets.vulkan.spirv import CAPABILITIES, capabilities, compile_shaders
 
 HALF = {"Float16", "StorageBuffer16BitAccess"}
 MODELS = {"mla-q0f32": (MLA, set()), "gqa-q0f16": (GQA, HALF), "mla-q4f16_1": (MLA, HALF), "gqa-q4f32_1": (GQA, set())}
@@ -41,8 +42,7 @@ def test_shaders_are_valid_and_frugal(model):
         pytest.skip("no spirv-val (apt-get install spirv-tools)")
     asked = set()
     for shader, code in shaders_of_model(model):
-        checked = subprocess.run(["spirv-val", "--target-env", ENVIRONMENT, "-"], input=code, capture_output=True)
-        assert checked.returncode == 0, (shader.name, checked.stderr)
+        check_spirv(shader, code)
         asked |= {CAPABILITIES[number] for number in capabilities(code)}
     assert asked == {"Shader"} | MODELS[model][1]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +20,7 @@ from targets import find_target
 from targets.tools import host_library
 from targets.vulkan import export_library
 from targets.vulkan.shader import Shader
+from targets.vulkan.spirv import ENVIRONMENT, compile_shaders
 
 TARGET = find_target("vulkan").tvm_target
 ITEMS = 64
@@ -64,11 +67,22 @@ def elementwise(cases: Sequence[Case], *, on_device: bool) -> tvm.tirx.PrimFunc:
 
 
 def library(functions: dict[str, tvm.tirx.PrimFunc], folder) -> Any:
-    """Functions compiled for Vulkan, under these names."""
+    """Functions compiled for Vulkan, under these names; their SPIR-V is valid, where there is spirv-val to say so."""
     device()
     path = str(folder / "kernels.so")
-    export_library(tvm.compile(module_of(functions), TARGET), path, host_library().link)
+    executable = tvm.compile(module_of(functions), TARGET)
+    export_library(executable, path, host_library().link)
+    if shutil.which("spirv-val"):
+        shaders = Shader.parse(executable.mod.imports[0].inspect_source())
+        for shader, code in zip(shaders, compile_shaders(shaders)):
+            check_spirv(shader, code)
     return tvm.runtime.load_module(path)
+
+
+def check_spirv(shader: Shader, code: bytes) -> None:
+    """A kernel is what Vulkan's specification asks of SPIR-V."""
+    done = subprocess.run(["spirv-val", "--target-env", ENVIRONMENT, "-"], input=code, capture_output=True)
+    assert done.returncode == 0, (shader.name, done.stderr)
 
 
 def shaders_of(functions: dict[str, tvm.tirx.PrimFunc]) -> list[Shader]:
