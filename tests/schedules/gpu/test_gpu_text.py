@@ -1,14 +1,23 @@
-"""The OpenCL text of the kernels that read weights, at a model's sizes."""
+"""The OpenCL text of kernels for phones: of those that read weights at a model's sizes, of all in whole libraries."""
 
+import json
 import re
+from collections import defaultdict
 
 import pytest
 import tvm
+from checkpoints import GQA, MLA
 from gpu_harness import TARGETS
 from harness import module_of
 
+from blockffn_mlc.builder import make_plan
+from blockffn_mlc.checkpoint.draft import Draft
+from blockffn_mlc.compile import compile_graph
+from blockffn_mlc.draft_config import DraftConfig
 from schedules import gpu
+from schedules.builder import FACTORY
 from schedules.tiles import GPU_TILES
+from targets import find_target
 from targets.limits import kernel_sources
 
 TILES = GPU_TILES["adreno"]
@@ -19,21 +28,48 @@ KERNELS = {
     "sparse_up": lambda: gpu.sparse_up(TILES, 40, 1792, 128, "q4f16_1"),
     "sparse_down": lambda: gpu.sparse_down(TILES, 40, 1792, 128, "q4f16_1", 0.3),
 }
+DRAFT = Draft(DraftConfig(64, 2, 96, 4, 2, 16), True, tuple(range(9, 40)))
+FACTORIES = {name for name in gpu.__all__ if callable(getattr(gpu, name))}
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_text(name):
-    """Indices are 32-bit, and barriers stand outside of conditions. Rows are read four floats at a time, as are codes
-    eight at a time; no loop over inputs is unrolled further."""
+    """Rows are read four floats at a time, as are codes eight at a time; no loop over inputs is unrolled further."""
     source = tvm.compile(module_of(KERNELS[name]()), TARGETS["opencl"]).mod.imports[0].inspect_source("")
     texts = kernel_sources(source)
     assert texts
     for kernel, text in texts.items():
-        assert not re.search(r"\b(u?long|double)\b", text), kernel
-        assert all(line.startswith(("for ", "while ")) for around in barriers(text) for line in around), kernel
+        check(kernel, text)
+        assert barriers(text)
     if name in ("linear", "sparse_up", "sparse_down"):
         rows = *TILES.token_tiles, TILES.prefill_tile // TILES.slices
         assert [text.count("vload4(") for text in texts.values()] == [2 * count for count in rows]
+
+
+def test_text_of_libraries():
+    """Every kernel of both kinds of attention, with a draft model and with MLC's functions."""
+    target, texts = find_target("android"), defaultdict(dict)
+    for config, draft in ((MLA, DRAFT), (GQA, None)):
+        graph = make_plan(config, target, "q4f16_1", 128, 80, draft=draft, mlc=True).graph
+        modules = compile_graph(graph, target.tvm_target).mod.imports[0].imports
+        found = kernel_sources("\n".join(module.inspect_source() for module in modules))
+        for name, func in graph.kernels().items():
+            factory = json.loads(str(func.attrs[FACTORY]))["name"]
+            forms = {kernel: text for kernel, text in found.items() if re.fullmatch(rf"{name}_kernel(_\d+)?", kernel)}
+            assert forms, name
+            texts[factory] |= {f"{config.attention_type}'s {kernel}": text for kernel, text in forms.items()}
+    assert set(texts) == FACTORIES
+    for forms in texts.values():
+        for kernel, text in forms.items():
+            check(kernel, text)
+    assert all(barriers(text) for name in ("attention", "rms_norm", "argmax", "top_k") for text in texts[name].values())
+
+
+def check(kernel, text):
+    """Indices are 32-bit, barriers stand outside of conditions, and nothing depends on subgroups, whose sizes differ
+    between devices."""
+    assert not re.search(r"\b(u?long|double)\b|sub_?group", text), kernel
+    assert all(line.startswith(("for ", "while ")) for around in barriers(text) for line in around), kernel
 
 
 def barriers(text):
@@ -46,5 +82,4 @@ def barriers(text):
             around.append(line)
         if "barrier(" in line:
             found.append(around[1:])
-    assert found
     return found
