@@ -12,7 +12,8 @@ struct Buffer {
   size_t bytes;
   OwnedMemory memory;
   OwnedBuffer buffer;
-  char* host;  // where the host sees it; null for memory that only the device sees
+  char* host;   // where the host sees it; null for memory that only the device sees
+  bool cached;  // the host sees it through its caches
 
   // Kept by Stream.
   uint64_t last_batch = 0;             // the last batch of commands that uses it

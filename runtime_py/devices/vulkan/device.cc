@@ -10,20 +10,44 @@ namespace blockffn::vulkan {
 namespace {
 
 constexpr VkBufferUsageFlags kCopied = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT;
+constexpr size_t kRounding = 16;  // of buffers' sizes: a kernel may see a buffer of bytes as an array of 16-byte vectors
+constexpr VkMemoryPropertyFlags kOwn = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
+constexpr VkMemoryPropertyFlags kCached = VK_MEMORY_PROPERTY_HOST_CACHED_BIT;
 constexpr VkMemoryPropertyFlags kMapped = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
 
-std::vector<std::unique_ptr<Device>>* FindDevices() {
-  auto* found = new std::vector<std::unique_ptr<Device>>;
-  for (VkPhysicalDevice device : Instance::Get().PhysicalDevices()) found->push_back(std::make_unique<Device>(device));
-  return found;
+// Whether the host may see kernels' memory.
+bool MapsKernels() { return !IsSet("BLOCKFFN_VULKAN_STAGING"); }
+
+struct Found {
+  std::vector<std::unique_ptr<Device>> devices;
+  std::vector<Device::Skipped> skipped;
+};
+
+// A device that cannot be described is skipped: one broken driver hides no other's.
+Found* FindDevices() {
+  auto found = std::make_unique<Found>();
+  for (VkPhysicalDevice device : Instance::Get().PhysicalDevices()) {
+    try {
+      found->devices.push_back(std::make_unique<Device>(device));
+    } catch (const tvm::ffi::Error& error) {
+      VkPhysicalDeviceProperties properties;
+      vkGetPhysicalDeviceProperties(device, &properties);
+      found->skipped.push_back({properties.deviceName, error.message()});
+    }
+  }
+  return found.release();
+}
+
+const Found& AllFound() {
+  static const Found* found = FindDevices();
+  return *found;
 }
 
 }  // namespace
 
-const std::vector<std::unique_ptr<Device>>& Device::All() {
-  static const auto* devices = FindDevices();
-  return *devices;
-}
+const std::vector<std::unique_ptr<Device>>& Device::All() { return AllFound().devices; }
+
+const std::vector<Device::Skipped>& Device::AllSkipped() { return AllFound().skipped; }
 
 Device& Device::Get(int index) {
   if (index < 0 || static_cast<size_t>(index) >= All().size()) {
@@ -44,37 +68,53 @@ Device::Device(VkPhysicalDevice physical)
   properties = all.properties;
   driver_ = sizes.pNext == nullptr ? std::to_string(properties.driverVersion)
                                    : std::string(driver.driverName) + " " + driver.driverInfo;
-  largest_buffer_ = std::min<size_t>(properties.limits.maxStorageBufferRange, sizes.maxMemoryAllocationSize);
+  const size_t limit = std::min<size_t>(properties.limits.maxStorageBufferRange, sizes.maxMemoryAllocationSize);
+  largest_buffer_ = limit / kRounding * kRounding;
   vkGetPhysicalDeviceMemoryProperties(physical, &memory_);
-  ChooseMemory();
+  ChooseHeap();
 }
 
-// Kernels' memory is that of the largest heap of the device's own: mapped where the host sees this heap, which is so
-// on unified memory. Other memory is reached through staging memory, which the host should read through its caches.
-void Device::ChooseMemory() {
-  const auto has = [this](uint32_t type, VkMemoryPropertyFlags flags) {
-    return (memory_.memoryTypes[type].propertyFlags & flags) == flags;
-  };
-  const auto first = [&](VkMemoryPropertyFlags flags, const auto& also, uint32_t otherwise) {
-    for (uint32_t type = 0; type < memory_.memoryTypeCount; ++type) {
-      if (has(type, flags) && also(type)) return type;
-    }
-    return otherwise;
-  };
-  const auto any = [](uint32_t) { return true; };
-  const auto in_heap = [this](uint32_t type) { return memory_.memoryTypes[type].heapIndex == heap_; };
+// The largest heap of the device's own.
+void Device::ChooseHeap() {
   for (uint32_t heap = 0; heap < memory_.memoryHeapCount; ++heap) {
     const auto own = [this](uint32_t of) {
       return (memory_.memoryHeaps[of].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0;
     };
     if (own(heap) && (!own(heap_) || memory_.memoryHeaps[heap].size > memory_.memoryHeaps[heap_].size)) heap_ = heap;
   }
-  const uint32_t none = memory_.memoryTypeCount;
-  type_ = IsSet("BLOCKFFN_VULKAN_STAGING") ? none : first(VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT | kMapped, in_heap, none);
-  mapped_ = type_ != none;
-  cached_ = mapped_ && has(type_, VK_MEMORY_PROPERTY_HOST_CACHED_BIT);
-  if (!mapped_) type_ = first(VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT, in_heap, 0);
-  staging_type_ = first(kMapped | VK_MEMORY_PROPERTY_HOST_CACHED_BIT, any, first(kMapped, any, 0));
+}
+
+// Kernels' memory is the device's own: mapped where the host sees it, which is so on unified memory. Other memory is
+// reached through staging memory, which the host should read through its caches.
+uint32_t Device::ChooseMemory(MemoryUse use, uint32_t allowed) const {
+  struct Wish {
+    VkMemoryPropertyFlags flags;
+    bool in_heap;  // in that of kernels' memory
+  };
+  static const std::vector<Wish> kStaging = {{kMapped | kCached, false}, {kMapped, false}};
+  static const std::vector<Wish> kUnmapped = {{kOwn, true}, {kOwn, false}, {0, false}};
+  static const std::vector<Wish> kKernels = {
+      {kOwn | kMapped | kCached, true}, {kOwn | kMapped, true}, {kOwn, true}, {kOwn, false}, {0, false}};
+  for (const Wish& wish : use == MemoryUse::kStaging ? kStaging : MapsKernels() ? kKernels : kUnmapped) {
+    for (uint32_t type = 0; type < memory_.memoryTypeCount; ++type) {
+      const VkMemoryType& memory = memory_.memoryTypes[type];
+      if ((allowed >> type & 1) != 0 && Has(type, wish.flags) &&
+          (memory.propertyFlags & ~(kOwn | kMapped | kCached)) == 0 && (!wish.in_heap || memory.heapIndex == heap_)) {
+        return type;
+      }
+    }
+  }
+  TVM_FFI_THROW(RuntimeError) << "Vulkan: " << name() << " has no memory for "
+                              << (use == MemoryUse::kStaging ? "copies" : "kernels") << " among types " << allowed
+                              << " (a bit each)";
+}
+
+bool Device::Maps(MemoryUse use, uint32_t type) const {
+  return (use == MemoryUse::kStaging || MapsKernels()) && Has(type, kMapped);
+}
+
+bool Device::Has(uint32_t type, VkMemoryPropertyFlags flags) const {
+  return (memory_.memoryTypes[type].propertyFlags & flags) == flags;
 }
 
 void Device::Open() {
@@ -94,7 +134,7 @@ void Device::Open() {
     Check(vkCreateDevice(physical, &info, nullptr, &device), "Vulkan: vkCreateDevice for " + name());
     try {
       stream_ = std::make_unique<Stream>(device, family, [this] {
-        return MakeBuffer(Stream::kStagingBytes, kCopied | VK_BUFFER_USAGE_UNIFORM_BUFFER_BIT, staging_type_, true);
+        return MakeBuffer(Stream::kStagingBytes, kCopied | VK_BUFFER_USAGE_UNIFORM_BUFFER_BIT, MemoryUse::kStaging);
       });
     } catch (...) {
       vkDestroyDevice(device, nullptr);
@@ -121,25 +161,24 @@ void Device::Settle(uint64_t batch) noexcept {
   }
 }
 
-std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usage, uint32_t type, bool mapped) {
+std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usage, MemoryUse use) {
   const std::string what = "Vulkan: making a buffer of " + std::to_string(bytes) + " bytes";
   VkBufferCreateInfo info{VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO};
-  info.size = (bytes + 15) / 16 * 16;  // kernels may read narrow types in wider pieces
+  info.size = (bytes + kRounding - 1) / kRounding * kRounding;
   info.usage = usage;
   OwnedBuffer buffer = Make<OwnedBuffer>(vkCreateBuffer, device_, info, what);
   VkMemoryRequirements needs;
   vkGetBufferMemoryRequirements(device_, buffer.get(), &needs);
-  if ((needs.memoryTypeBits >> type & 1) == 0) {
-    TVM_FFI_THROW(RuntimeError) << what << " failed: " << name() << " does not allow it in memory of type " << type;
-  }
   VkMemoryAllocateInfo allocation{VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO};
   allocation.allocationSize = needs.size;
-  allocation.memoryTypeIndex = type;
+  allocation.memoryTypeIndex = ChooseMemory(use, needs.memoryTypeBits);
   OwnedMemory memory = Make<OwnedMemory>(vkAllocateMemory, device_, allocation, what);
   Check(vkBindBufferMemory(device_, buffer.get(), memory.get(), 0), what);
   void* host = nullptr;
-  if (mapped) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
-  return std::unique_ptr<Buffer>(new Buffer{bytes, std::move(memory), std::move(buffer), static_cast<char*>(host)});
+  const uint32_t type = allocation.memoryTypeIndex;
+  if (Maps(use, type)) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
+  return std::unique_ptr<Buffer>(new Buffer{bytes, std::move(memory), std::move(buffer), static_cast<char*>(host),
+                                            host != nullptr && Has(type, kCached)});
 }
 
 Buffer* Device::Allocate(size_t bytes) {
@@ -157,7 +196,7 @@ Buffer* Device::Allocate(size_t bytes) {
   std::unique_ptr<Buffer> buffer;
   if (!spare_.Take(bytes, &buffer)) {
     const auto make = [&] {
-      return MakeBuffer(bytes, kCopied | VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, type_, mapped_);
+      return MakeBuffer(bytes, kCopied | VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, MemoryUse::kKernels);
     };
     spare_.Shrink(total_memory() - in_use_ - bytes);
     try {
@@ -232,7 +271,7 @@ void Device::Write(const void* from, void* to, size_t offset, size_t bytes) {
 void Device::Read(void* from, size_t offset, void* to, size_t bytes) {
   const auto lock = Lock();
   Buffer& buffer = Expect(from, offset, bytes);
-  if (cached_) {
+  if (buffer.cached) {
     stream_->Wait(buffer.last_batch);
     std::memcpy(to, buffer.host + offset, bytes);
     return;

@@ -16,10 +16,17 @@
 
 namespace blockffn::vulkan {
 
+enum class MemoryUse { kKernels, kStaging };
+
 class Device {
  public:
   // All devices: discrete GPUs, integrated ones, virtual ones, CPUs. They live as long as the process.
   static const std::vector<std::unique_ptr<Device>>& All();
+  // Those that are left out since their driver failed when it was asked about them.
+  struct Skipped {
+    std::string name, reason;
+  };
+  static const std::vector<Skipped>& AllSkipped();
   // Throws when there is no device with this number.
   static Device& Get(int index);
 
@@ -31,7 +38,8 @@ class Device {
 
   std::string name() const { return properties.deviceName; }
   const std::string& driver() const { return driver_; }  // name and version
-  bool stages() const { return !mapped_; }               // whether the host reaches kernels' memory through other memory only
+  // Whether the host reaches kernels' memory through other memory only, as far as that is known without a buffer.
+  bool stages() const { return !Maps(MemoryUse::kKernels, ChooseMemory(MemoryUse::kKernels, ~0u)); }
   size_t total_memory() const { return memory_.memoryHeaps[heap_].size; }
   size_t largest_buffer() const { return largest_buffer_; }
   VkDevice handle();  // made at the first use
@@ -59,14 +67,17 @@ class Device {
 
  private:
   void Open();
-  void ChooseMemory();
+  void ChooseHeap();
+  // The type of memory for a buffer that may be in `allowed` types, a bit each. Throws when none suits.
+  uint32_t ChooseMemory(MemoryUse use, uint32_t allowed) const;
+  bool Has(uint32_t type, VkMemoryPropertyFlags flags) const;
+  bool Maps(MemoryUse use, uint32_t type) const;  // whether the host sees such memory
   Buffer& Expect(void* buffer, size_t offset, size_t bytes) const;
-  std::unique_ptr<Buffer> MakeBuffer(size_t bytes, VkBufferUsageFlags usage, uint32_t type, bool mapped);
+  std::unique_ptr<Buffer> MakeBuffer(size_t bytes, VkBufferUsageFlags usage, MemoryUse use);
 
   std::string driver_;
   VkPhysicalDeviceMemoryProperties memory_;
-  uint32_t type_ = 0, staging_type_ = 0, heap_ = 0;  // of memory
-  bool mapped_ = false, cached_ = false;  // whether the host sees kernels' memory, and through its caches
+  uint32_t heap_ = 0;  // of kernels' memory
   size_t largest_buffer_;
   std::once_flag opened_;
   VkDevice device_ = VK_NULL_HANDLE;

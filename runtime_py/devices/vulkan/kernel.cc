@@ -94,7 +94,7 @@ void Kernel::CheckDevice(const Device& device) const {
 
 void Kernel::Launch(Device& device, const ffi::PackedArgs& values) {
   const LaunchExtents launch = read_launch_(values);
-  if (launch[0] * launch[1] * launch[2] == 0) return;
+  if (launch[0] == 0 || launch[1] == 0 || launch[2] == 0) return;  // their product may wrap
   const auto& limits = device.properties.limits;
   for (size_t axis = 0; axis < 3; ++axis) {
     if (launch[3 + axis] != shader_.group()[axis]) {

@@ -1,5 +1,7 @@
 #include "stream.h"
 
+#include <utility>
+
 #include "../shared/environment.h"
 #include "counters.h"
 
@@ -59,6 +61,7 @@ void Stream::Begin() {
   begin.flags = VK_COMMAND_BUFFER_USAGE_ONE_TIME_SUBMIT_BIT;
   Check(vkBeginCommandBuffer(next.commands, &begin), "Vulkan: vkBeginCommandBuffer");
   next.number = ++last_;
+  next.lost = false;
   next.recorded = next.launches = next.descriptors_used = 0;
   next.staging_used = 0;
   next.first.clear();
@@ -85,7 +88,7 @@ Stream::Slice Stream::Stage(size_t bytes) {
 }
 
 void Stream::Order(const std::vector<Access>& accesses) {
-  bool depends = false;
+  bool depends = std::exchange(lost_barriers_, false);
   for (const Access& access : accesses) {
     const Buffer& buffer = *access.buffer;
     depends |= buffer.written_in == span_ || (access.writes && buffer.read_in == span_);
@@ -129,7 +132,8 @@ void Stream::Submit() {
   info.pCommandBuffers = &batch.commands;
   VkResult result = vkEndCommandBuffer(batch.commands);
   if (result == VK_SUCCESS) result = vkQueueSubmit(queue_, 1, &info, batch.done.get());
-  if (result != VK_SUCCESS) done_ = batch.number;  // nothing to wait for
+  batch.lost = result != VK_SUCCESS;
+  lost_barriers_ |= batch.lost;
   CheckBatch(result, "submitting", batch);
   ++Counters::Get().submissions;
 }
@@ -137,21 +141,31 @@ void Stream::Submit() {
 void Stream::Wait(uint64_t number) {
   if (number <= done_) return;
   if (recording_ && number == last_) Submit();
-  const Batch& batch = batches_[number % kBatches];
-  const VkFence fence = batch.done.get();
-  CheckBatch(vkWaitForFences(device_, 1, &fence, VK_TRUE, UINT64_MAX), "waiting for", batch);
+  if (const uint64_t last = LastSubmitted(number); last > done_) {
+    const Batch& batch = batches_[last % kBatches];
+    const VkFence fence = batch.done.get();
+    CheckBatch(vkWaitForFences(device_, 1, &fence, VK_TRUE, UINT64_MAX), "waiting for", batch);
+  }
   done_ = number;
 }
 
 bool Stream::IsDone(uint64_t number) {
   if (number <= done_) return true;
   if (recording_ && number == last_) return false;
-  const Batch& batch = batches_[number % kBatches];
-  const VkResult result = vkGetFenceStatus(device_, batch.done.get());
-  if (result == VK_NOT_READY) return false;
-  CheckBatch(result, "asking for", batch);
+  if (const uint64_t last = LastSubmitted(number); last > done_) {
+    const Batch& batch = batches_[last % kBatches];
+    const VkResult result = vkGetFenceStatus(device_, batch.done.get());
+    if (result == VK_NOT_READY) return false;
+    CheckBatch(result, "asking for", batch);
+  }
   done_ = number;
   return true;
+}
+
+// The last batch up to this one that the driver took; at most `done_` where there is none to wait for.
+uint64_t Stream::LastSubmitted(uint64_t number) const {
+  while (number > done_ && batches_[number % kBatches].lost) --number;
+  return number;
 }
 
 void Stream::CheckBatch(VkResult result, const std::string& what, const Batch& batch) const {

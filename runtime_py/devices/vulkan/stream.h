@@ -58,6 +58,7 @@ class Stream {
     OwnedDescriptorPool descriptors;
     std::unique_ptr<Buffer> staging;
     uint64_t number = 0;
+    bool lost = false;  // the driver refused it: it is done when those before are
     uint32_t recorded = 0, launches = 0, descriptors_used = 0;
     size_t staging_used = 0;
     std::string first, last;  // kernels
@@ -67,6 +68,7 @@ class Stream {
   const Batch& current() const { return batches_[last_ % kBatches]; }
   void Begin();
   void Barrier(VkPipelineStageFlags before, VkPipelineStageFlags behind, VkAccessFlags access);
+  uint64_t LastSubmitted(uint64_t number) const;
   void CheckBatch(VkResult result, const std::string& what, const Batch& batch) const;
 
   static constexpr uint32_t kBatches = 4, kCommands = 128, kDescriptors = 2048;  // of a batch
@@ -80,6 +82,7 @@ class Stream {
   uint64_t last_ = 0;  // number of the batch that was begun last, counted from 1
   uint64_t done_ = 0;  // of the last batch known to be done
   uint64_t span_ = 1;  // between barriers, counted
+  bool lost_barriers_ = false;  // with a batch: behind them, nothing is known of what waits for what
 };
 
 }  // namespace blockffn::vulkan

@@ -1,7 +1,34 @@
 """Devices to test on, where there are some."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from machine import opencl_device, vulkan_device
+
+ROOT, HERE = Path(__file__).resolve().parents[3], Path(__file__).resolve().parent
+BEGIN = f"""
+import os
+import sys
+sys.path[:0] = [{str(HERE)!r}]
+from vulkan_kernels import address, counter, load_add
+from runtime_py.devices import find_device
+
+def fail(call, code):
+    os.environ["FAILING_CODE"], os.environ["FAILING_CALL"] = str(code), call
+
+def ask(function, *arguments):
+    try:
+        function(*arguments)
+    except Exception as error:
+        print(type(error).__name__, error)
+    else:
+        print("nothing")
+
+vulkan = find_device("vulkan")
+"""
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +47,23 @@ def each_device(request):
 def vulkan():
     """The first Vulkan device."""
     return vulkan_device()
+
+
+@pytest.fixture(scope="session")
+def between(vulkan, tmp_path_factory):
+    """The library made of vulkan_between.cc."""
+    library = tmp_path_factory.mktemp("between") / "between.so"
+    subprocess.run([os.environ.get("CXX", "c++"), "-std=c++17", "-shared", "-fPIC", "-o", library,
+                    HERE / "vulkan_between.cc", "-Wl,--no-as-needed", "-lvulkan", "-ldl"], check=True)
+    return library
+
+
+@pytest.fixture
+def said(between):
+    """said(code, **environment): what a program with that library and device ``vulkan`` prints, by lines."""
+    def said(code, **environment):
+        done = subprocess.run([sys.executable, "-c", BEGIN + code], cwd=ROOT, capture_output=True, text=True,
+                              timeout=120, env=os.environ | {"LD_PRELOAD": str(between)} | environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+    return said

@@ -1,65 +1,8 @@
 """A Vulkan driver that fails: what is said, and that nothing is left behind. A library between the runtime and the
-driver makes a call fail, from some call on."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+driver (vulkan_between.cc) makes a call fail, from some call on."""
 
 import pytest
 
-ROOT, HERE = Path(__file__).resolve().parents[3], Path(__file__).resolve().parent
-BETWEEN = r"""
-#include <dlfcn.h>
-#include <vulkan/vulkan.h>
-#include <cstdlib>
-#include <cstring>
-
-static VkResult failure(const char* call) {
-  const char* wanted = std::getenv("FAILING_CALL");
-  if (wanted == nullptr || std::strcmp(wanted, call) != 0) return VK_SUCCESS;
-  return static_cast<VkResult>(std::atoi(std::getenv("FAILING_CODE")));
-}
-#define BETWEEN(call, parameters, arguments)                                                   \
-  extern "C" VkResult call parameters {                                                        \
-    const VkResult result = failure(#call);                                                    \
-    return result ? result : reinterpret_cast<decltype(&call)>(dlsym(RTLD_NEXT, #call)) arguments; \
-  }
-BETWEEN(vkQueueSubmit, (VkQueue queue, uint32_t count, const VkSubmitInfo* info, VkFence fence),
-        (queue, count, info, fence))
-BETWEEN(vkWaitForFences, (VkDevice device, uint32_t count, const VkFence* fences, VkBool32 all, uint64_t limit),
-        (device, count, fences, all, limit))
-BETWEEN(vkCreateFence, (VkDevice device, const VkFenceCreateInfo* info, const VkAllocationCallbacks* a, VkFence* made),
-        (device, info, a, made))
-BETWEEN(vkAllocateMemory,
-        (VkDevice device, const VkMemoryAllocateInfo* info, const VkAllocationCallbacks* a, VkDeviceMemory* made),
-        (device, info, a, made))
-BETWEEN(vkMapMemory, (VkDevice device, VkDeviceMemory memory, VkDeviceSize offset, VkDeviceSize size,
-                      VkMemoryMapFlags flags, void** made), (device, memory, offset, size, flags, made))
-BETWEEN(vkCreateComputePipelines,
-        (VkDevice device, VkPipelineCache cache, uint32_t count, const VkComputePipelineCreateInfo* info,
-         const VkAllocationCallbacks* a, VkPipeline* made), (device, cache, count, info, a, made))
-"""
-BEGIN = f"""
-import os
-import sys
-sys.path[:0] = [{str(HERE)!r}]
-from vulkan_kernels import address, counter, load_add
-from runtime_py.devices import find_device
-
-def fail(call, code):
-    os.environ["FAILING_CODE"], os.environ["FAILING_CALL"] = str(code), call
-
-def ask(function, *arguments):
-    try:
-        function(*arguments)
-    except Exception as error:
-        print(type(error).__name__, error)
-    else:
-        print("nothing")
-
-vulkan = find_device("vulkan")
-"""
 LAUNCH = """
 x = vulkan.zeros((8,), "float32")
 kernels = {name: load_add(name) for name in ("first", "middle", "last")}
@@ -69,27 +12,6 @@ def launch(*names):
 launch(*kernels)
 vulkan.wait()
 """
-
-
-@pytest.fixture(scope="module")
-def between(vulkan, tmp_path_factory):
-    """The library."""
-    folder = tmp_path_factory.mktemp("between")
-    (folder / "between.cc").write_text(BETWEEN)
-    subprocess.run([os.environ.get("CXX", "c++"), "-shared", "-fPIC", "-o", folder / "between.so",
-                    folder / "between.cc", "-Wl,--no-as-needed", "-lvulkan", "-ldl"], check=True)
-    return folder / "between.so"
-
-
-@pytest.fixture
-def said(between):
-    """said(code, **environment): what a program with that library prints, by lines."""
-    def said(code, **environment):
-        done = subprocess.run([sys.executable, "-c", BEGIN + code], cwd=ROOT, capture_output=True, text=True,
-                              timeout=120, env=os.environ | {"LD_PRELOAD": str(between)} | environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()
-    return said
 
 
 @pytest.mark.parametrize(("call", "doing"), [("vkQueueSubmit", "submitting"), ("vkWaitForFences", "waiting for")])
@@ -108,6 +30,43 @@ fail("", 0)""")
     assert several == (f"UserError device vulkan:0: Vulkan: {doing} 3 launches, from kernel first to last {lost}; "
                        "BLOCKFFN_SYNC=1 waits behind every launch and names the one that fails")
     assert one == f"UserError device vulkan:0: Vulkan: {doing} kernel middle {lost}"
+
+
+def test_a_refused_batch_leaves_those_before_to_be_waited_for(said):
+    """Its barriers went with it, also those between what is before and behind it."""
+    first, lost, before, behind, barriers = said(LAUNCH + """
+y, BATCH = vulkan.zeros((8,), "float32"), 128
+vulkan.wait()
+def launch_on_y():
+    kernels["last"](address(y), 1.0, 8, 1, 64)
+os.environ["HOLDING"] = "1"
+launch(*["first"] * BATCH)
+launch_on_y()
+launch_on_y()  # behind a barrier
+fail("vkQueueSubmit", -2)
+ask(vulkan.wait)
+fail("", 0)
+ask(vulkan.wait)
+print(vulkan.host(x)[:2].tolist())
+barriers = counter("barriers")
+launch(*["first"] * BATCH)
+launch_on_y()
+launch_on_y()
+fail("vkQueueSubmit", -2)
+try:
+    vulkan.wait()
+except Exception:
+    pass
+fail("", 0)
+before = counter("barriers")
+launch("last")
+print(counter("barriers") - before)
+print(vulkan.host(x)[:2].tolist(), vulkan.host(y)[:2].tolist())""")
+    assert first == ("UserError device vulkan:0: Vulkan: submitting 2 launches, from kernel last to last failed: "
+                     "VK_ERROR_OUT_OF_DEVICE_MEMORY (-2); BLOCKFFN_SYNC=1 waits behind every launch and names the one "
+                     "that fails")
+    assert lost == "nothing" and before == "[131.0, 131.0]"
+    assert behind == "1" and barriers == "[260.0, 260.0] [0.0, 0.0]"
 
 
 def test_waiting_behind_every_launch_names_the_kernel(said):
@@ -163,3 +122,28 @@ fail("", 0)
 print(vulkan.host(vulkan.zeros((2,), "float32")).tolist())""")
     message = "UserError device vulkan:0: Vulkan: vkCreateFence failed: VK_ERROR_OUT_OF_HOST_MEMORY (-1)"
     assert said == [message, "0"] * 3 + ["[0.0, 0.0]"]
+
+
+OWN, SEEN, SEEN_IN_CACHES, OTHER = 1, 6, 14, 64  # flags of memory types
+
+
+@pytest.mark.parametrize(("types", "allowed", "kernels", "copies"), [
+    ([OWN, OWN | SEEN, OWN | SEEN_IN_CACHES], 0b111, 2, None),  # read and written in place
+    ([OWN | SEEN, OWN, SEEN, SEEN_IN_CACHES], 0b1111, 0, 3),
+    ([OWN | SEEN_IN_CACHES, OWN, SEEN, SEEN_IN_CACHES], 0b1110, 1, 3),
+    ([OWN | SEEN_IN_CACHES, OWN, SEEN, SEEN_IN_CACHES], 0b0110, 1, 2),
+    ([OTHER | OWN | SEEN_IN_CACHES, OWN | SEEN, SEEN_IN_CACHES], 0b111, 1, 2)])  # the first one needs an extension
+def test_memory_is_of_a_type_that_the_buffer_may_have(said, types, allowed, kernels, copies):
+    lines = said("""
+import numpy as np
+x = vulkan.tensor(np.arange(8, dtype="f4"))
+load_add()(address(x), 1.0, 8, 1, 64)
+print(vulkan.host(x).tolist())""", MEMORY_TYPES=" ".join(map(str, types)), MEMORY_ALLOWED=str(allowed))
+    *taken, values = lines
+    assert list(dict.fromkeys(taken)) == [f"memory of type {type_}" for type_ in (kernels, copies) if type_ is not None]
+    assert values == str([float(value + 1) for value in range(8)])
+
+
+def test_a_device_without_fitting_memory_says_so(said):
+    (message,) = said('ask(vulkan.zeros, (8,), "float32")', MEMORY_TYPES=str(OTHER), MEMORY_ALLOWED="1")
+    assert "has no memory for kernels among types 1 (a bit each)" in message

@@ -175,6 +175,12 @@ def test_an_empty_launch_does_nothing(vulkan):
     assert counter("launches") == before
 
 
+def test_a_grid_whose_size_wraps_is_not_taken_for_an_empty_one(vulkan):
+    add = load_kernel("add", ADD, ADD_ARGUMENTS, tags=("blockIdx.x", "blockIdx.y", "threadIdx.x"))
+    with pytest.raises(RuntimeError, match="launching kernel add in 4294967296 x 4294967296 x 1 work-groups, .* runs"):
+        add(address(vulkan.zeros((1,), "float32")), 1.0, 1, 1 << 32, 1 << 32, 64)
+
+
 LAUNCHES, LOADS = 10_000, 100
 PER_LAUNCH, PER_LOAD = 16, 1 << 10  # bytes: what no leak of a call can hide under
 

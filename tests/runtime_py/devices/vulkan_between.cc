@@ -1,0 +1,93 @@
+// Between the Vulkan runtime and its driver, in tests: makes calls fail, keeps work from a device, shows other memory.
+#include <dlfcn.h>
+#include <vulkan/vulkan.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <sstream>
+#include <string>
+
+#define REAL(call) reinterpret_cast<decltype(&call)>(dlsym(RTLD_NEXT, #call))
+
+// FAILING_CALL fails with FAILING_CODE; only the first FAILING_TIMES times if that is set.
+static VkResult failure(const char* call) {
+  static int times = 0;
+  const char *wanted = std::getenv("FAILING_CALL"), *most = std::getenv("FAILING_TIMES");
+  if (wanted == nullptr || std::strcmp(wanted, call) != 0) return VK_SUCCESS;
+  if (most != nullptr && times++ >= std::atoi(most)) return VK_SUCCESS;
+  return static_cast<VkResult>(std::atoi(std::getenv("FAILING_CODE")));
+}
+#define BETWEEN(call, parameters, arguments)        \
+  extern "C" VkResult call parameters {             \
+    const VkResult result = failure(#call);         \
+    return result ? result : REAL(call) arguments;  \
+  }
+BETWEEN(vkCreateFence, (VkDevice device, const VkFenceCreateInfo* info, const VkAllocationCallbacks* a, VkFence* made),
+        (device, info, a, made))
+BETWEEN(vkMapMemory, (VkDevice device, VkDeviceMemory memory, VkDeviceSize offset, VkDeviceSize size,
+                      VkMemoryMapFlags flags, void** made), (device, memory, offset, size, flags, made))
+BETWEEN(vkCreateComputePipelines,
+        (VkDevice device, VkPipelineCache cache, uint32_t count, const VkComputePipelineCreateInfo* info,
+         const VkAllocationCallbacks* a, VkPipeline* made), (device, cache, count, info, a, made))
+BETWEEN(vkEnumerateDeviceExtensionProperties,
+        (VkPhysicalDevice device, const char* layer, uint32_t* count, VkExtensionProperties* found),
+        (device, layer, count, found))
+
+// With HOLDING set a device does not begin with a batch before somebody waits for it, or for one behind it.
+struct Batch {
+  VkQueue queue;
+  VkCommandBuffer commands;
+  VkFence fence;
+};
+static std::deque<Batch> held;
+
+extern "C" VkResult vkQueueSubmit(VkQueue queue, uint32_t count, const VkSubmitInfo* info, VkFence fence) {
+  if (const VkResult result = failure("vkQueueSubmit")) return result;
+  if (std::getenv("HOLDING") == nullptr) return REAL(vkQueueSubmit)(queue, count, info, fence);
+  held.push_back({queue, *info->pCommandBuffers, fence});
+  return VK_SUCCESS;
+}
+
+extern "C" VkResult vkWaitForFences(VkDevice device, uint32_t count, const VkFence* fences, VkBool32 all,
+                                    uint64_t limit) {
+  if (const VkResult result = failure("vkWaitForFences")) return result;
+  for (bool found = false; !found && !held.empty(); held.pop_front()) {
+    const Batch& batch = held.front();
+    VkSubmitInfo info{VK_STRUCTURE_TYPE_SUBMIT_INFO};
+    info.commandBufferCount = 1;
+    info.pCommandBuffers = &batch.commands;
+    found = batch.fence == *fences;
+    if (const VkResult result = REAL(vkQueueSubmit)(batch.queue, 1, &info, batch.fence)) return result;
+  }
+  return REAL(vkWaitForFences)(device, count, fences, all, limit);
+}
+
+// MEMORY_TYPES: the flags of the types of memory that a device shows; MEMORY_ALLOWED: those for buffers, a bit each.
+// What is then taken is printed.
+extern "C" void vkGetPhysicalDeviceMemoryProperties(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperties* found) {
+  REAL(vkGetPhysicalDeviceMemoryProperties)(device, found);
+  const char* types = std::getenv("MEMORY_TYPES");
+  if (types == nullptr) return;
+  std::istringstream flags(types);
+  found->memoryTypeCount = 0;
+  for (uint32_t each; flags >> each;) found->memoryTypes[found->memoryTypeCount++] = {each, 0};
+}
+
+extern "C" void vkGetBufferMemoryRequirements(VkDevice device, VkBuffer buffer, VkMemoryRequirements* needs) {
+  REAL(vkGetBufferMemoryRequirements)(device, buffer, needs);
+  if (const char* allowed = std::getenv("MEMORY_ALLOWED")) needs->memoryTypeBits = std::atoi(allowed);
+}
+
+extern "C" VkResult vkAllocateMemory(VkDevice device, const VkMemoryAllocateInfo* info,
+                                     const VkAllocationCallbacks* callbacks, VkDeviceMemory* made) {
+  if (const VkResult result = failure("vkAllocateMemory")) return result;
+  VkMemoryAllocateInfo real = *info;
+  if (std::getenv("MEMORY_TYPES") != nullptr) {
+    std::printf("memory of type %u\n", info->memoryTypeIndex);
+    std::fflush(stdout);
+    real.memoryTypeIndex = 0;
+  }
+  return REAL(vkAllocateMemory)(device, &real, callbacks, made);
+}
