@@ -17,7 +17,8 @@ _DRIVERS = {"opencl": "PoCL (apt install pocl-opencl-icd)",
 
 def list_devices() -> list[dict[str, Any]]:
     """One entry per device: field ``device`` is its name for ``--device``, ``name`` its own, sizes are in bytes. A kind
-    without devices has an entry with the reason in field ``unavailable``."""
+    without devices has an entry with the reason in field ``unavailable``, as has a device whose driver fails; these
+    come last of their kind, and have no number."""
     return [_cpu(), *(entry for kind in RUNTIMES for entry in _devices(kind))]
 
 
@@ -42,7 +43,8 @@ def _devices(kind: str) -> list[dict[str, Any]]:
     if not found:
         return [{"device": kind, "unavailable": f"no {RUNTIMES[kind].title} driver has a device here; install the "
                                                 f"graphics card's, or for the processor {_DRIVERS[kind]}"}]
-    return [{"device": f"{kind}:{index}", **facts} for index, facts in enumerate(found)]
+    return [{"device": kind if "unavailable" in facts else f"{kind}:{index}", **facts}
+            for index, facts in enumerate(found)]
 
 
 def _from_tvm(kind: str) -> list[dict[str, Any]]:

@@ -122,9 +122,13 @@ ffi::Map<ffi::String, ffi::Any> Describe(const Device& device) {
   };
 }
 
+// One per device in order; behind them those that were skipped, with the reason as "unavailable".
 ffi::Array<ffi::Any> DescribeAll() {
   ffi::Array<ffi::Any> all;
   for (const auto& device : Device::All()) all.push_back(Describe(*device));
+  for (const Device::Skipped& device : Device::AllSkipped()) {
+    all.push_back(ffi::Map<ffi::String, ffi::Any>{{"unavailable", ffi::String(device.name + ": " + device.reason)}});
+  }
   return all;
 }
 
