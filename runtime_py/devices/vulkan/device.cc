@@ -86,7 +86,7 @@ void Device::ChooseHeap() {
 
 // Kernels' memory is the device's own: mapped where the host sees it, which is so on unified memory. Other memory is
 // reached through staging memory, which the host should read through its caches.
-uint32_t Device::ChooseMemory(MemoryUse use, uint32_t allowed) const {
+std::optional<uint32_t> Device::ChooseMemory(MemoryUse use, uint32_t allowed) const {
   struct Wish {
     VkMemoryPropertyFlags flags;
     bool in_heap;  // in that of kernels' memory
@@ -104,9 +104,12 @@ uint32_t Device::ChooseMemory(MemoryUse use, uint32_t allowed) const {
       }
     }
   }
-  TVM_FFI_THROW(RuntimeError) << "Vulkan: " << name() << " has no memory for "
-                              << (use == MemoryUse::kStaging ? "copies" : "kernels") << " among types " << allowed
-                              << " (a bit each)";
+  return std::nullopt;
+}
+
+bool Device::stages() const {
+  const auto type = ChooseMemory(MemoryUse::kKernels, ~uint32_t{0});
+  return !type || !Maps(MemoryUse::kKernels, *type);
 }
 
 bool Device::Maps(MemoryUse use, uint32_t type) const {
@@ -169,16 +172,21 @@ std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usag
   OwnedBuffer buffer = Make<OwnedBuffer>(vkCreateBuffer, device_, info, what);
   VkMemoryRequirements needs;
   vkGetBufferMemoryRequirements(device_, buffer.get(), &needs);
+  const auto type = ChooseMemory(use, needs.memoryTypeBits);
+  if (!type) {
+    TVM_FFI_THROW(RuntimeError) << what << " failed: " << name() << " has no memory for "
+                                << (use == MemoryUse::kStaging ? "copies" : "kernels") << " among types "
+                                << needs.memoryTypeBits << " (a bit each)";
+  }
   VkMemoryAllocateInfo allocation{VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO};
   allocation.allocationSize = needs.size;
-  allocation.memoryTypeIndex = ChooseMemory(use, needs.memoryTypeBits);
+  allocation.memoryTypeIndex = *type;
   OwnedMemory memory = Make<OwnedMemory>(vkAllocateMemory, device_, allocation, what);
   Check(vkBindBufferMemory(device_, buffer.get(), memory.get(), 0), what);
   void* host = nullptr;
-  const uint32_t type = allocation.memoryTypeIndex;
-  if (Maps(use, type)) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
+  if (Maps(use, *type)) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
   return std::unique_ptr<Buffer>(new Buffer{bytes, std::move(memory), std::move(buffer), static_cast<char*>(host),
-                                            host != nullptr && Has(type, kCached)});
+                                            host != nullptr && Has(*type, kCached)});
 }
 
 Buffer* Device::Allocate(size_t bytes) {

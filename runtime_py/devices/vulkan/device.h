@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -39,7 +40,7 @@ class Device {
   std::string name() const { return properties.deviceName; }
   const std::string& driver() const { return driver_; }  // name and version
   // Whether the host reaches kernels' memory through other memory only, as far as that is known without a buffer.
-  bool stages() const { return !Maps(MemoryUse::kKernels, ChooseMemory(MemoryUse::kKernels, ~0u)); }
+  bool stages() const;
   size_t total_memory() const { return memory_.memoryHeaps[heap_].size; }
   size_t largest_buffer() const { return largest_buffer_; }
   VkDevice handle();  // made at the first use
@@ -68,8 +69,8 @@ class Device {
  private:
   void Open();
   void ChooseHeap();
-  // The type of memory for a buffer that may be in `allowed` types, a bit each. Throws when none suits.
-  uint32_t ChooseMemory(MemoryUse use, uint32_t allowed) const;
+  // The type of memory for a buffer that may be in `allowed` types, a bit each; none when there is no such memory.
+  std::optional<uint32_t> ChooseMemory(MemoryUse use, uint32_t allowed) const;
   bool Has(uint32_t type, VkMemoryPropertyFlags flags) const;
   bool Maps(MemoryUse use, uint32_t type) const;  // whether the host sees such memory
   Buffer& Expect(void* buffer, size_t offset, size_t bytes) const;

@@ -2,6 +2,7 @@
 #include <dlfcn.h>
 #include <vulkan/vulkan.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -34,6 +35,13 @@ BETWEEN(vkCreateComputePipelines,
 BETWEEN(vkEnumerateDeviceExtensionProperties,
         (VkPhysicalDevice device, const char* layer, uint32_t* count, VkExtensionProperties* found),
         (device, layer, count, found))
+
+// BACKWARDS: the devices in the opposite order.
+extern "C" VkResult vkEnumeratePhysicalDevices(VkInstance instance, uint32_t* count, VkPhysicalDevice* devices) {
+  const VkResult result = REAL(vkEnumeratePhysicalDevices)(instance, count, devices);
+  if (devices != nullptr && std::getenv("BACKWARDS") != nullptr) std::reverse(devices, devices + *count);
+  return result;
+}
 
 // With HOLDING set a device does not begin with a batch before somebody waits for it, or for one behind it.
 struct Batch {
