@@ -13,8 +13,7 @@ PROMPT, TOKENS, TREE = "In the beginning", 40, 8  # few rows at a time: every ot
 
 DEVICES = {"q0f32-opencl": opencl_device, "q4f32_1-opencl": opencl_device,
            "q0f16-opencl": partial(opencl_device, half=True), "q4f16_1-opencl": partial(opencl_device, half=True),
-           "q4f16_1-vulkan": vulkan_device,
-           "q0f32-vulkan": vulkan_device}
+           "q4f16_1-vulkan": vulkan_device, "q0f32-vulkan": vulkan_device}
 
 
 @pytest.fixture(scope="module", params=DEVICES)
