@@ -12,6 +12,7 @@ import pytest
 from runtime_py.tvm_runtime import load_runtime
 
 FLOAT32, INT32, POINTER = (2, 32, 1), (0, 32, 1), (3, 64, 1)  # DLDataType: code, bits, lanes
+ADD_ARGUMENTS = (POINTER, FLOAT32, INT32)
 ADD = """#version 450
 layout(local_size_x = 64) in;
 layout(std430, binding = 0) buffer X { float x[]; };
@@ -114,7 +115,7 @@ def load_kernel(name, source, arguments, **options):
 
 def load_add(name="add"):
     """add(address, value, n, groups, 64)."""
-    return load_kernel(name, ADD, (POINTER, FLOAT32, INT32))
+    return load_kernel(name, ADD, ADD_ARGUMENTS)
 
 
 def load_sum():
