@@ -1,7 +1,6 @@
 """The targets for Vulkan and their limits."""
 
 import dataclasses
-import json
 
 import pytest
 from building import build
@@ -51,13 +50,12 @@ def test_probing_needs_a_device_and_a_target_that_asks(monkeypatch):
         find_targets("cpu", probe=True)
 
 
-def test_this_machines_limits_are_in_the_plan():
+def test_this_machines_largest_buffer_is_taken():
     found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
     if "unavailable" in found:
         pytest.skip(found["unavailable"])
-    result = build("--target", "vulkan", "--device-limits", "probe", "--dry-run", "--json")
-    assert json.loads(result.stdout)["target"] == "vulkan"
-    assert find_target("vulkan", probe=True).limits.buffer_bytes <= found["max_allocation_bytes"]
+    assert find_target("vulkan", probe=True).limits.buffer_bytes == min(found["max_allocation_bytes"], (1 << 31) - 1)
+    build("--target", "vulkan", "--device-limits", "probe", "--dry-run")
 
 
 def test_an_artifact_for_phones_says_what_it_needs(tmp_path, monkeypatch):
