@@ -3,20 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../shared/environment.h"
 #include "instance.h"
 
 namespace blockffn::vulkan {
 namespace {
 
 constexpr VkBufferUsageFlags kCopied = VK_BUFFER_USAGE_TRANSFER_SRC_BIT | VK_BUFFER_USAGE_TRANSFER_DST_BIT;
-constexpr size_t kRounding = 16;  // of buffers' sizes: a kernel may see a buffer of bytes as an array of 16-byte vectors
-constexpr VkMemoryPropertyFlags kOwn = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
-constexpr VkMemoryPropertyFlags kCached = VK_MEMORY_PROPERTY_HOST_CACHED_BIT;
-constexpr VkMemoryPropertyFlags kMapped = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
-
-// Whether the host may see kernels' memory.
-bool MapsKernels() { return !IsSet("BLOCKFFN_VULKAN_STAGING"); }
+constexpr size_t kRounding = 16;  // of buffers' sizes: kernels may see them as arrays of vectors of up to 16 bytes
 
 struct Found {
   std::vector<std::unique_ptr<Device>> devices;
@@ -57,7 +50,7 @@ Device& Device::Get(int index) {
 }
 
 Device::Device(VkPhysicalDevice physical)
-    : physical(physical), features(physical), spare_([this](std::unique_ptr<Buffer> buffer) {
+    : physical(physical), features(physical), memory_(physical), spare_([this](std::unique_ptr<Buffer> buffer) {
         Settle(buffer->last_batch);
       }) {
   VkPhysicalDeviceMaintenance3Properties sizes{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
@@ -70,54 +63,6 @@ Device::Device(VkPhysicalDevice physical)
                                    : std::string(driver.driverName) + " " + driver.driverInfo;
   const size_t limit = std::min<size_t>(properties.limits.maxStorageBufferRange, sizes.maxMemoryAllocationSize);
   largest_buffer_ = limit / kRounding * kRounding;
-  vkGetPhysicalDeviceMemoryProperties(physical, &memory_);
-  ChooseHeap();
-}
-
-// The largest heap of the device's own.
-void Device::ChooseHeap() {
-  for (uint32_t heap = 0; heap < memory_.memoryHeapCount; ++heap) {
-    const auto own = [this](uint32_t of) {
-      return (memory_.memoryHeaps[of].flags & VK_MEMORY_HEAP_DEVICE_LOCAL_BIT) != 0;
-    };
-    if (own(heap) && (!own(heap_) || memory_.memoryHeaps[heap].size > memory_.memoryHeaps[heap_].size)) heap_ = heap;
-  }
-}
-
-// Kernels' memory is the device's own: mapped where the host sees it, which is so on unified memory. Other memory is
-// reached through staging memory, which the host should read through its caches.
-std::optional<uint32_t> Device::ChooseMemory(MemoryUse use, uint32_t allowed) const {
-  struct Wish {
-    VkMemoryPropertyFlags flags;
-    bool in_heap;  // in that of kernels' memory
-  };
-  static const std::vector<Wish> kStaging = {{kMapped | kCached, false}, {kMapped, false}};
-  static const std::vector<Wish> kUnmapped = {{kOwn, true}, {kOwn, false}, {0, false}};
-  static const std::vector<Wish> kKernels = {
-      {kOwn | kMapped | kCached, true}, {kOwn | kMapped, true}, {kOwn, true}, {kOwn, false}, {0, false}};
-  for (const Wish& wish : use == MemoryUse::kStaging ? kStaging : MapsKernels() ? kKernels : kUnmapped) {
-    for (uint32_t type = 0; type < memory_.memoryTypeCount; ++type) {
-      const VkMemoryType& memory = memory_.memoryTypes[type];
-      if ((allowed >> type & 1) != 0 && Has(type, wish.flags) &&
-          (memory.propertyFlags & ~(kOwn | kMapped | kCached)) == 0 && (!wish.in_heap || memory.heapIndex == heap_)) {
-        return type;
-      }
-    }
-  }
-  return std::nullopt;
-}
-
-bool Device::stages() const {
-  const auto type = ChooseMemory(MemoryUse::kKernels, ~uint32_t{0});
-  return !type || !Maps(MemoryUse::kKernels, *type);
-}
-
-bool Device::Maps(MemoryUse use, uint32_t type) const {
-  return (use == MemoryUse::kStaging || MapsKernels()) && Has(type, kMapped);
-}
-
-bool Device::Has(uint32_t type, VkMemoryPropertyFlags flags) const {
-  return (memory_.memoryTypes[type].propertyFlags & flags) == flags;
 }
 
 void Device::Open() {
@@ -172,7 +117,7 @@ std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usag
   OwnedBuffer buffer = Make<OwnedBuffer>(vkCreateBuffer, device_, info, what);
   VkMemoryRequirements needs;
   vkGetBufferMemoryRequirements(device_, buffer.get(), &needs);
-  const auto type = ChooseMemory(use, needs.memoryTypeBits);
+  const auto type = memory_.Choose(use, needs.memoryTypeBits);
   if (!type) {
     TVM_FFI_THROW(RuntimeError) << what << " failed: " << name() << " has no memory for "
                                 << (use == MemoryUse::kStaging ? "copies" : "kernels") << " among types "
@@ -184,9 +129,9 @@ std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usag
   OwnedMemory memory = Make<OwnedMemory>(vkAllocateMemory, device_, allocation, what);
   Check(vkBindBufferMemory(device_, buffer.get(), memory.get(), 0), what);
   void* host = nullptr;
-  if (Maps(use, *type)) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
+  if (memory_.Maps(use, *type)) Check(vkMapMemory(device_, memory.get(), 0, VK_WHOLE_SIZE, 0, &host), what);
   return std::unique_ptr<Buffer>(new Buffer{bytes, std::move(memory), std::move(buffer), static_cast<char*>(host),
-                                            host != nullptr && Has(*type, kCached)});
+                                            host != nullptr && memory_.Caches(*type)});
 }
 
 Buffer* Device::Allocate(size_t bytes) {

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -13,11 +12,10 @@
 #include "../shared/spare_buffers.h"
 #include "buffer.h"
 #include "features.h"
+#include "memory.h"
 #include "stream.h"
 
 namespace blockffn::vulkan {
-
-enum class MemoryUse { kKernels, kStaging };
 
 class Device {
  public:
@@ -39,9 +37,8 @@ class Device {
 
   std::string name() const { return properties.deviceName; }
   const std::string& driver() const { return driver_; }  // name and version
-  // Whether the host reaches kernels' memory through other memory only, as far as that is known without a buffer.
-  bool stages() const;
-  size_t total_memory() const { return memory_.memoryHeaps[heap_].size; }
+  bool stages() const { return memory_.stages(); }
+  size_t total_memory() const { return memory_.bytes(); }
   size_t largest_buffer() const { return largest_buffer_; }
   VkDevice handle();  // made at the first use
 
@@ -68,17 +65,11 @@ class Device {
 
  private:
   void Open();
-  void ChooseHeap();
-  // The type of memory for a buffer that may be in `allowed` types, a bit each; none when there is no such memory.
-  std::optional<uint32_t> ChooseMemory(MemoryUse use, uint32_t allowed) const;
-  bool Has(uint32_t type, VkMemoryPropertyFlags flags) const;
-  bool Maps(MemoryUse use, uint32_t type) const;  // whether the host sees such memory
   Buffer& Expect(void* buffer, size_t offset, size_t bytes) const;
   std::unique_ptr<Buffer> MakeBuffer(size_t bytes, VkBufferUsageFlags usage, MemoryUse use);
 
   std::string driver_;
-  VkPhysicalDeviceMemoryProperties memory_;
-  uint32_t heap_ = 0;  // of kernels' memory
+  const Memory memory_;
   size_t largest_buffer_;
   std::once_flag opened_;
   VkDevice device_ = VK_NULL_HANDLE;
