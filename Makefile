@@ -29,10 +29,8 @@ demo: $(VENV)/.core
 	$(BIN)/python -m runtime_py inspect $(DEMO) --split --text-file blockffn_mlc/demo/heldout.txt
 	$(if $(findstring android,$(DEMO_TARGETS)),,@echo "$(NO_PHONES)" >&2)
 
-# Tests on devices run in one process: beside another they have crashed, why is not known.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n auto --ignore tests/runtime_py/devices
-	$(BIN)/python -m pytest tests/runtime_py/devices
+	$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
 from .devices import Device, Inputs, Logits, Row, device_facts, kind_of_target
 from .host import check_host
 from .jsonfile import required
-from .tvm_runtime import aligned_zeros, installed_version, load_runtime
+from .tvm_runtime import aligned_zeros, installed_version, load_runtime, model_library
 from .weights import check_weights
 
 _NAIVE_ALLOCATOR = 1  # the pooled one keeps a buffer for every size it ever saw
@@ -43,9 +43,9 @@ class Library:
         _check_compatible(artifact, device)
         self._ffi, self._device = load_runtime(), device
         try:
-            module = self._ffi.load_module(str(artifact.library), keep_module_alive=False)
-            self._kernels = module.imports
-            self._vm = module["vm_load_executable"]()
+            self._library = model_library(artifact.library)
+            self._kernels = self._library.module.imports
+            self._vm = self._library.module["vm_load_executable"]()
             self._vm["vm_initialization"](*(number for codes in device.codes for number in (*codes, _NAIVE_ALLOCATOR)))
             metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
             self._draft = self._vm["draft"] if artifact.draft else None

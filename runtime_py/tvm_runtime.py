@@ -10,6 +10,8 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from .weights import ALIGNMENT
 _LIBRARY = {"win32": "tvm_runtime.dll", "darwin": "libtvm_runtime.dylib"}.get(sys.platform, "libtvm_runtime.so")
 _ONE_CORE_PER_THREAD = -2  # TVM's ThreadGroup::kSpecifyOneCorePerThread
 _threads: int | None = None
+_libraries: WeakValueDictionary[tuple[int, int], ModelLibrary] = WeakValueDictionary()
 
 
 def load_runtime() -> ModuleType:
@@ -27,6 +30,23 @@ def load_runtime() -> ModuleType:
     tvm_ffi = _import_tvm_ffi()
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
     return tvm_ffi
+
+
+class ModelLibrary:
+    """A library that build.py wrote, loaded and kept as long as this object: ``module`` is TVM's."""
+
+    def __init__(self, path: Path) -> None:
+        self.module: Any = load_runtime().load_module(str(path), keep_module_alive=False)
+
+
+def model_library(path: Path) -> ModelLibrary:
+    """The library at ``path``, loaded once for all who use it at a time: its compiled code remembers the kernels of the
+    module that was loaded first, wherever the system maps the file only once, and these must not go before it does.
+    Raises what TVM raises for a file that is no library of its."""
+    status = path.stat()
+    identity = status.st_dev, status.st_ino
+    library = _libraries.get(identity) or ModelLibrary(path)
+    return _libraries.setdefault(identity, library)
 
 
 def runtime_library() -> Path:

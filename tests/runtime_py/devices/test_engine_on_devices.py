@@ -143,10 +143,21 @@ def test_sessions_do_not_disturb_each_other(on_device, greedy):
     np.testing.assert_allclose(np.asarray(one.extend(greedy[20:30])), expected, rtol=1e-5, atol=1e-4)
 
 
-def test_nothing_leaks_over_loads_of_an_artifact(toy, device):
+def test_an_engine_outlives_others_of_its_artifact(toy, device, greedy):
+    kept, dropped = (Engine.load(toy[0], device=device.name) for _ in range(2))
+    assert generated(dropped, draft="none").ids == greedy[len(PROMPT):]
+    del dropped
+    for _ in range(10):  # whose memory may be that one's
+        assert generated(Engine.load(toy[0], device=device.name), draft="none").ids == greedy[len(PROMPT):]
+    assert generated(kept, draft="none").ids == greedy[len(PROMPT):]
+
+
+def test_nothing_leaks_over_loads_of_an_artifact(toy, device, tmp_path):
+    folder = shutil.copytree(toy[0], tmp_path / "toy")  # of which nobody else has the library
+
     def load(times=100):
         for _ in range(times):
-            generated(Engine.load(toy[0], device=device.name), max_tokens=2, draft="none")
+            generated(Engine.load(folder, device=device.name), max_tokens=2, draft="none")
 
     def held():
         gc.collect()
