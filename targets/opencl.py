@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import tvm
+import tvm_ffi
 
 import schedules.gpu
 from blockffn_mlc.target import Target
@@ -28,3 +32,13 @@ def opencl(limits: Limits, host: tvm.target.Target) -> tvm.target.Target:
     return tvm.target.Target({"kind": "opencl", "max_num_threads": limits.work_group,
                               "max_threads_per_block": limits.work_group,
                               "max_shared_memory_per_block": limits.threadgroup_bytes}, host=host)
+
+
+def without_prototypes(source: str, target: Any = None) -> str:
+    """OpenCL C without declarations of kernels. TVM declares all kernels of a module in front of each, but every kernel
+    is a program of its own: they would only be read, and would change the key of its compiled form whenever another
+    kernel changes."""
+    return re.sub(r"^__kernel [^{;]*;\n", "", source, flags=re.MULTILINE)
+
+
+tvm_ffi.register_global_func("tvm_callback_opencl_postproc", without_prototypes)  # TVM's name, called for every kernel

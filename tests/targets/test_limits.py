@@ -12,6 +12,7 @@ from blockffn_mlc.libraries import write_libraries
 from schedules.builder import kernel
 from targets import find_target, tools
 from targets.limits import kernel_sources, statements
+from targets.opencl import without_prototypes
 
 ALLOWED = {"work_group": 256, "threadgroup_bytes": 16384, "statements": 500, "source_bytes": 20000,
            "buffer_bytes": 1 << 20}
@@ -81,9 +82,10 @@ def test_a_loop_that_codegen_unrolls_counts_as_often_as_it_runs():
 
 
 def test_a_kernels_source_leaves_the_others_prototypes_out():
-    text = ("// Function: a\n__kernel void a(int x);\n__kernel void b(int x);\n__kernel void a(int x) {\n}\n\n"
-            "// Function: b\n__kernel void a(int x);\n__kernel void b(int x);\n__kernel void b(int x) {\n  x;\n}\n")
-    assert kernel_sources(text) == {"a": "__kernel void a(int x) {\n}\n\n", "b": "__kernel void b(int x) {\n  x;\n}\n"}
+    texts = {"a": "#define A\n\n__kernel void a(int x) {\n}\n\n", "b": "__kernel void b(int x) {\n  x;\n}\n"}
+    prototypes = "__kernel void a(int x);\n__kernel void b(int x);\n"
+    source = "".join(f"// Function: {name}\n{without_prototypes(prototypes + text)}" for name, text in texts.items())
+    assert kernel_sources(source) == texts
 
 
 def test_nothing_to_check_is_not_within_the_limits():

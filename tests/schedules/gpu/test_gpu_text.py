@@ -68,8 +68,9 @@ def test_text_of_libraries():
 
 
 def check(kernel, text):
-    """Indices are 32-bit, barriers stand outside of conditions, and nothing depends on subgroups, whose sizes differ
-    between devices."""
+    """No other kernel is declared, indices are 32-bit, barriers stand outside of conditions, and nothing depends on
+    subgroups, whose sizes differ between devices."""
+    assert text.count("__kernel") == 1, kernel
     assert not re.search(r"\b(u?long|double)\b|sub_?group", text), kernel
     assert all(line.startswith(("for ", "while ")) for around in barriers(text) for line in around), kernel
 
