@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +13,7 @@ from blockffn_mlc.errors import UserError
 from ..files import cache_folder, not_private, replacing
 
 _DIGEST_BYTES = 32
+KEPT_BYTES = 256 << 20  # of a kind of devices; a model's kernels take 2 to 10 MB
 
 
 class ProgramCache:
@@ -32,6 +34,7 @@ class ProgramCache:
             if not_private(path.parent):
                 return None
             entry = path.read_bytes()
+            os.utime(path)  # used now: the files that were not for longest are removed first
         except (OSError, RuntimeError):  # none, or a user without a home
             return None
         digest, binary = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
@@ -44,7 +47,24 @@ class ProgramCache:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 temporary.write_bytes(hashlib.sha256(binary).digest() + binary)
+            _shrink(path.parent)
 
     def path(self, key: bytes) -> Path:
         """Where the binary of ``key`` is kept. Raises RuntimeError for a user without a home."""
         return cache_folder() / self._kind / f"{hashlib.sha256(key).hexdigest()[:32]}.bin"
+
+
+def _shrink(folder: Path) -> None:
+    """Remove what was not used for longest until the folder holds at most KEPT_BYTES. Other processes may do the same
+    at the same time."""
+    found = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((status.st_mtime_ns, status.st_size, path))
+    excess = sum(size for _, size, _ in found) - KEPT_BYTES
+    for _, size, path in sorted(found):
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= size

@@ -1,5 +1,7 @@
 """Compiled OpenCL programs on disk."""
 
+import os
+
 import numpy as np
 import pytest
 from opencl_kernels import ADD, FLOAT32, INT32, POINTER, address, counter, load_kernel
@@ -54,6 +56,20 @@ def test_a_binary_that_the_driver_refuses_is_made_again(compilations, folder, mo
     ProgramCache("opencl").store(keys[0], b"no program")
     assert [compilations(), compilations()] == [1, 0]
     assert ADD.encode() in keys[0] and len(keys[0].split(b"\n")) > 5  # platform, device, version, driver, source
+
+
+def test_what_was_not_used_for_longest_is_removed(folder, monkeypatch):
+    """Entries of 100 bytes, of which two fit."""
+    monkeypatch.setattr(program_cache, "KEPT_BYTES", 299)
+    cache = ProgramCache("opencl")
+    entries = [(name, name * 68) for name in (b"a", b"b", b"c")]
+    for age, (key, binary) in zip((30, 20), entries):
+        cache.store(key, binary)
+        os.utime(cache.path(key), ns=(0, cache.path(key).stat().st_mtime_ns - age * 10**9))
+    assert cache.load(b"a") == b"a" * 68
+    cache.store(*entries[2])
+    assert [cache.load(key) for key, _ in entries] == [b"a" * 68, None, b"c" * 68]
+    assert {path.name for path in folder.iterdir()} == {cache.path(key).name for key in (b"a", b"c")}
 
 
 def test_what_others_may_have_written_is_not_used(compilations, folder):
