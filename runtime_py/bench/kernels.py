@@ -3,48 +3,20 @@
 from __future__ import annotations
 
 import os
-import signal
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
-from typing import Any
-
-from blockffn_mlc.errors import UserError
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 from . import worker
-from .machine import busy_share, processor
+from .machine import busy_share
+from .rounds import Options, Report, Row, process, spread
 from .worker import DENSE, SPARSE, Case, KernelSample, Sample, Setup
 
 _READINGS = 3  # of memory, before every round
 ALL_EXPERTS = "experts in all"  # the row that adds the kernels that compute experts
 
-Row = dict[str, Any]
 Samples = dict[tuple[int, Case], list[Sample]]  # by threads and case, one per round
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to measure; ``unions``: shares of the experts to force, in ascending order, or none."""
-
-    artifact: str
-    threads: tuple[int, ...]
-    tokens: tuple[int, ...]
-    unions: tuple[float, ...]
-    depth: int
-    repeat: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """``facts`` of the run, and tables of rows by title."""
-
-    facts: dict[str, Any]
-    tables: dict[str, list[Row]]
 
 
 def run_benchmark(options: Options, progress: Callable[[str], None]) -> Report:
@@ -61,7 +33,7 @@ def run_benchmark(options: Options, progress: Callable[[str], None]) -> Report:
         for threads in options.threads:
             progress(f"load {options.artifact} for {threads} thread(s)")
             setup = Setup(options.artifact, threads, options.depth)
-            workers[threads] = stack.enter_context(_process(setup))
+            workers[threads] = stack.enter_context(process(setup))
             facts = workers[threads](worker.prepare, max(options.tokens))
         for turn in range(options.repeat + 1):
             progress(f"round {turn} of {options.repeat}" if turn else "warm up")
@@ -74,40 +46,14 @@ def run_benchmark(options: Options, progress: Callable[[str], None]) -> Report:
                 if turn:
                     samples[threads, case].append(sample)
     origins = facts.pop("origins")
-    facts |= {"cached_tokens": options.depth, "rounds": options.repeat, "machine": processor(),
-              "processors": os.cpu_count(), "busy_before": before}
+    facts |= {"cached_tokens": options.depth, "rounds": options.repeat, "processors": os.cpu_count(),
+              "busy_before": before}
     limits = {threads: statistics.median(readings) for threads, readings in bandwidth.items()}
-    tables = {"bandwidth": [{"threads": threads, **_spread("gb_per_s", readings)}
+    tables = {"bandwidth": [{"threads": threads, **spread("gb_per_s", readings)}
                             for threads, readings in bandwidth.items()],
               "passes": list(_passes(samples, limits)), "kernels": list(_kernels(samples, limits, origins)),
               "sparse and dense": list(_sparse_dense(samples)), "forced unions": list(_forced(samples))}
     return Report(facts, {title: rows for title, rows in tables.items() if rows})
-
-
-@contextmanager
-def _process(setup: Setup) -> Iterator[Callable[..., Any]]:
-    """A process of its own for ``setup``: gives a function that calls ``task(setup, *arguments)`` there."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as pool:
-        yield lambda task, *arguments: _result(pool, task, setup, *arguments)
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _result(pool: ProcessPoolExecutor, task: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return pool.submit(task, *arguments).result()
-    except BrokenProcessPool:
-        raise UserError("the measuring process was ended from outside (out of memory?); free memory and "
-                        "run fewer --threads at a time") from None
-
-
-def _spread(name: str, values: Sequence[float], scale: float = 1.0) -> Row:
-    """Median, least and most."""
-    return {name: statistics.median(values) * scale, f"{name}_min": min(values) * scale,
-            f"{name}_max": max(values) * scale}
 
 
 def _passes(samples: Samples, limits: dict[int, float]) -> Iterator[Row]:
@@ -119,8 +65,8 @@ def _passes(samples: Samples, limits: dict[int, float]) -> Iterator[Row]:
             nbytes = [sum(kernel.nbytes for kernel in sample.kernels.values()) for sample in passes]
             speed = statistics.median(size / sample.whole / 1e9 for size, sample in zip(nbytes, passes))
             yield {"threads": threads, "tokens": case.tokens, "pass": case.kind,
-                   **_spread("ms", [sample.whole for sample in passes], 1e3),
-                   **_spread("kernels_ms", kernels, 1e3), **_spread("rest_ms", rest, 1e3),
+                   **spread("ms", [sample.whole for sample in passes], 1e3),
+                   **spread("kernels_ms", kernels, 1e3), **spread("rest_ms", rest, 1e3),
                    "mb": statistics.median(nbytes) / 1e6, "gb_per_s": speed, "of_bandwidth": speed / limits[threads],
                    **_shares(passes)}
 
@@ -134,7 +80,7 @@ def _kernels(samples: Samples, limits: dict[int, float], origins: dict[str, str]
                 speed = statistics.median(kernel.nbytes / kernel.seconds / 1e9 for kernel in kernels)
                 work = statistics.median(kernel.operations / kernel.seconds / 1e9 for kernel in kernels)
                 yield {"threads": threads, "tokens": case.tokens, "kernel": name, "calls": kernels[0].calls,
-                       **_spread("ms", [kernel.seconds for kernel in kernels], 1e3),
+                       **spread("ms", [kernel.seconds for kernel in kernels], 1e3),
                        "us_per_call": statistics.median(k.seconds / k.calls for k in kernels) * 1e6,
                        "mb": statistics.median(kernel.nbytes for kernel in kernels) / 1e6, "gb_per_s": speed,
                        "of_bandwidth": speed / limits[threads], "gop_per_s": work or None, "origin": origins[name]}
@@ -149,7 +95,7 @@ def _sparse_dense(samples: Samples) -> Iterator[Row]:
                 ratios = [mine / other for mine, other in zip(seconds, _experts(dense)[name])]
                 shares = _shares(passes)
                 yield {"threads": threads, "tokens": case.tokens, "kernel": name, **shares,
-                       **_spread("sparse_dense", ratios),
+                       **spread("sparse_dense", ratios),
                        **{f"over_{what}": statistics.median(
                            ratio / getattr(sample, what) for ratio, sample in zip(ratios, passes))
                           for what, share in shares.items() if share}}
@@ -163,7 +109,7 @@ def _forced(samples: Samples) -> Iterator[Row]:
             for name, seconds in _experts(passes).items():
                 ratios = [mine / other for mine, other in zip(seconds, full[name])]
                 yield {"threads": threads, "tokens": case.tokens, "kernel": name, **_shares(passes),
-                       **_spread("ms", seconds, 1e3), **_spread("ratio", ratios),
+                       **spread("ms", seconds, 1e3), **spread("ratio", ratios),
                        "over_union": statistics.median(ratios) / passes[0].union if passes[0].union else None}
 
 

@@ -7,12 +7,13 @@ import io
 import json
 from typing import Any
 
-from .kernels import Report, Row
 from .machine import busy_warning
+from .rounds import Report, Row
 
 CACHED_BYTES = 256 << 20  # weights smaller than this may stay in a processor's caches
 _RANGES = ("_min", "_max")
 _TITLES = {
+    "whole passes": "Whole passes, until the device is done",
     "bandwidth": "Reading memory",
     "passes": "Whole passes (\"rest\": what the kernels by themselves do not explain)",
     "kernels": "Kernels, all calls of a pass together",
@@ -21,9 +22,9 @@ _TITLES = {
     "forced unions": "Kernels that compute experts, forced unions: time against the union of all experts, and "
                      "that divided by the union's share; every expert of a union is used by a fifth of the tokens",
 }
-_HEADINGS = {"gb_per_s": "GB/s", "gop_per_s": "GOP/s", "ms": "ms", "mb": "MB", "us_per_call": "us/call",
-             "of_bandwidth": "of R", "sparse_dense": "sparse/dense", "over_active": "/active", "over_union": "/union",
-             "kernels_ms": "kernels ms", "rest_ms": "rest ms"}
+_HEADINGS = {"gb_per_s": "GB/s", "gop_per_s": "GOP/s", "ms": "ms", "mb": "MB", "tokens_per_s": "tokens/s",
+             "us_per_call": "us/call", "of_bandwidth": "of R", "sparse_dense": "sparse/dense",
+             "over_active": "/active", "over_union": "/union", "kernels_ms": "kernels ms", "rest_ms": "rest ms"}
 _SHARES = ("active", "union", "of_bandwidth")
 _HIDDEN = ("origin",)
 
@@ -57,7 +58,7 @@ def to_markdown(report: Report) -> str:
     """Tables for people: medians with their range."""
     facts = report.facts
     lines = [f"{facts['artifact']} ({facts['quantization']}, {facts['weight_bytes'] / 1e6:.0f} MB of weights, built "
-             f"for {facts['host']}) on {facts['machine']}, {facts['processors']} processors. "
+             f"for {facts['host']}) on {facts['machine']} ({facts['device']}), {facts['processors']} processors. "
              f"Passes over {facts['text']} behind {facts['cached_tokens']} cached tokens. Medians of {facts['rounds']} "
              "rounds (range).",
              *(f"\nWarning: {text}." for text in warnings(facts))]

@@ -1,8 +1,7 @@
-"""The measuring process: one artifact, one number of threads (TVM fixes it once per process)."""
+"""The measuring process for kernels: one artifact, one number of threads (TVM fixes it once per process)."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,35 +13,14 @@ from blockffn_mlc.errors import UserError
 
 from ..artifact import Artifact
 from ..devices import kind_of_target
-from ..engine import Engine
 from .bandwidth import ReadBandwidth
-from .calls import Description
-from .replay import Replay, causal_arguments
+from .passes import DENSE, FUNCTIONS, SPARSE, Case, Passes, Setup, check_lengths
+from .replay import Replay
 from .routing import scores_with_union
 from .work import Routing, WorkCounter
 
-SPARSE, DENSE = "sparse", "dense"
-_FUNCTIONS = {SPARSE: "forward", DENSE: "forward_dense"}
-_RANDOM_TOKENS = 1 << 16
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a worker is made for."""
-
-    artifact: str
-    threads: int
-    depth: int
-
-
-@dataclass(frozen=True)
-class Case:
-    """A pass to time: ``kind`` SPARSE or DENSE; ``union``: share of the experts to force into every layer's union
-    (None: as the router chooses)."""
-
-    tokens: int
-    kind: str = SPARSE
-    union: float | None = None
+__all__ = ["DENSE", "SPARSE", "Case", "KernelSample", "Sample", "Setup", "Worker", "measure", "measure_bandwidth",
+           "prepare"]
 
 
 @dataclass
@@ -73,15 +51,10 @@ def prepare(setup: Setup, tokens: int) -> dict[str, Any]:
     artifact = Artifact.open(setup.artifact)
     if kind_of_target(artifact.target) != "cpu":
         raise UserError(f"{artifact.path}: built for target {artifact.target!r}; kernels are timed on the processor "
-                        "alone, build the artifact with --target cpu")
-    for what, needed, limit in (("--tokens", tokens, artifact.prefill_chunk_size),
-                                ("--depth and --tokens together", setup.depth + tokens, artifact.context_window_size)):
-        if needed > limit:
-            raise UserError(f"{what}: {needed} tokens, this artifact takes at most {limit}; choose fewer")
+                        "alone; build the artifact with --target cpu, or leave --kernels out to time whole passes")
+    check_lengths(artifact, setup.depth, tokens)
     worker = _worker(setup)
-    return {"artifact": artifact.name, "host": artifact.host, "quantization": artifact.chat_config.get("quantization"),
-            "weight_bytes": sum(weight.nbytes for weight in worker.engine.artifact.weights.values()),
-            "text": worker.text, "origins": worker.description.origins}
+    return {**worker.facts(), "origins": worker.description.origins}
 
 
 def measure_bandwidth(setup: Setup) -> float:
@@ -99,28 +72,23 @@ def _worker(setup: Setup) -> Worker:
     return Worker(setup)
 
 
-class Worker:
-    """Holds the weights, a cache filled with ``depth`` tokens, and one replay per kind of pass."""
+class Worker(Passes):
+    """Beside what ``Passes`` holds, one replay per kind of pass."""
 
     def __init__(self, setup: Setup) -> None:
-        self.depth = setup.depth
-        self.engine = Engine.load(setup.artifact, setup.threads)
-        self.description = Description.load(self.engine.artifact.path)
+        super().__init__(setup)
         self.bandwidth = ReadBandwidth(setup.threads)
-        self.caches = self.engine.library.new_caches()
-        self.stream, self.text = _token_stream(self.engine.artifact)
         self._replays: dict[tuple[int, str], Replay] = {}
-        self._fill()
 
     def measure(self, case: Case, turn: int) -> Sample:
-        artifact, calls = self.engine.artifact, self.description.passes[_FUNCTIONS[case.kind]]
+        artifact, calls = self.engine.artifact, self.description.passes[FUNCTIONS[case.kind]]
         replay = self._replay(case.tokens, case.kind)
-        ids = self._ids(self.depth + turn * case.tokens, case.tokens)
+        ids = self.ids(self.depth + turn * case.tokens, case.tokens)
         forced = None if case.union is None else list(self._forced(case, turn))
-        whole = self._whole(ids, case.kind) if forced is None and turn % 2 else None  # first or last, in turn
+        whole = self.run(ids, case.kind)[0] if forced is None and turn % 2 else None  # first or last, in turn
         seconds = replay.run(ids, forced)
         if forced is None and whole is None:
-            whole = self._whole(ids, case.kind)
+            whole = self.run(ids, case.kind)[0]
         scores = replay.scores
         counter = WorkCounter(artifact, self.description, calls, replay.sizes, self.depth)
         work = counter.count([Routing.of(layer, case.kind == DENSE) for layer in scores])
@@ -134,43 +102,14 @@ class Worker:
         used = np.stack(scores) != 0
         return Sample(kernels, whole, float(used.mean()), float(used.any(axis=1).mean()))
 
-    def _whole(self, ids: np.ndarray, kind: str) -> float:
-        """Seconds of the pass as one call of the library."""
-        arguments = causal_arguments(len(ids), self._rows(len(ids)), self.depth) | {"ids": ids}
-        begin = time.perf_counter()
-        self.engine.library.forward(**arguments, past=self.depth, caches=self.caches, dense=kind == DENSE)
-        return time.perf_counter() - begin
-
     def _replay(self, tokens: int, kind: str) -> Replay:
         if (tokens, kind) not in self._replays:
-            self._replays[tokens, kind] = Replay(self.engine.library, self.description.passes[_FUNCTIONS[kind]],
-                                                 tokens, self._rows(tokens), self.depth, self.caches)
+            self._replays[tokens, kind] = Replay(self.engine.library, self.description.passes[FUNCTIONS[kind]],
+                                                 tokens, self.rows(tokens), self.depth, self.caches)
         return self._replays[tokens, kind]
-
-    def _rows(self, tokens: int) -> int:
-        """Rows of logits: all of a token tree's, the last of a longer prefill chunk's."""
-        return tokens if tokens <= self.engine.artifact.max_tree_nodes else 1
 
     def _forced(self, case: Case, turn: int) -> Iterator[np.ndarray]:
         config = self.engine.artifact.config
         rng = np.random.default_rng([turn, case.tokens])
         for _ in range(config.num_hidden_layers):
             yield scores_with_union(rng, case.tokens, config.num_experts, case.union)
-
-    def _ids(self, start: int, count: int) -> np.ndarray:
-        return np.take(self.stream, range(start, start + count), mode="wrap")
-
-    def _fill(self) -> None:
-        """Cache the first ``depth`` tokens of the stream."""
-        for past in range(0, self.depth, self.engine.artifact.prefill_chunk_size):
-            count = min(self.engine.artifact.prefill_chunk_size, self.depth - past)
-            arguments = causal_arguments(count, 1, past) | {"ids": self._ids(past, count)}
-            self.engine.library.forward(**arguments, past=past, caches=self.caches)
-
-
-def _token_stream(artifact: Artifact) -> tuple[np.ndarray, str]:
-    """Tokens to feed, int32 [any], and what they are."""
-    if artifact.token_stream is not None:
-        return artifact.token_stream, "the artifact's token stream"
-    ids = np.random.default_rng(0).integers(0, artifact.config.vocab_size, _RANDOM_TOKENS, np.int32)
-    return ids, "random tokens"

@@ -1,4 +1,4 @@
-"""``bench``: how fast the kernels of an artifact run on this machine."""
+"""``bench``: how fast passes, or the kernels, of an artifact run on this machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ _FORMATS = ("md", "csv", "json")
 
 
 def add_parser(subparsers: Any) -> None:
-    summary = "time every kernel of an artifact"
+    summary = "time passes, or every kernel, of an artifact"
     parser = subparsers.add_parser(
-        "bench", help=summary, description=f"{summary.capitalize()} on real data: passes are repeated kernel by "
-        "kernel, layer after layer, so that weights come from memory (docs/benchmark.md). What is compared takes turns "
-        "within a round; figures are medians over rounds, with their range.")
+        "bench", help=summary, description=f"{summary.capitalize()} on real data (docs/benchmark.md): one token is "
+        "plain decoding, more a chunk. With --kernels passes are repeated kernel by kernel, layer after layer, so that "
+        "weights come from memory. What is compared takes turns within a round; figures are medians over rounds, with "
+        "their range.")
     parser.add_argument("artifact", help="folder written by build.py")
-    parser.add_argument("--kernels", action="store_true", help="time the kernels (so far the only benchmark)")
-    parser.add_argument("--device", metavar="D", help="cpu: kernels are timed on the processor alone so far")
+    parser.add_argument("--kernels", action="store_true", help="time the kernels, on the processor")
+    parser.add_argument("--device", metavar="D", help="where to time whole passes: cpu, opencl, vulkan or KIND:N "
+                        "(default: what the artifact was built for)")
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
     parser.add_argument("--tokens", type=list_of(positive_int), default=(1, 4, 8, 32), metavar="LIST",
@@ -37,17 +39,19 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if not args.kernels:
-        parser.error("expected --kernels: the benchmark of kernels is the only one so far")
-    if args.device not in (None, "cpu"):
-        raise UserError(f"--device {args.device}: kernels are timed on the processor alone so far; what passes take on "
-                        "a device, generate and specbench report")
-    from ..bench.kernels import Options, run_benchmark
+    if args.union and not args.kernels:
+        parser.error("--union: expected --kernels beside it; whole passes use the experts that the router chooses")
+    if args.kernels and args.device not in (None, "cpu"):
+        raise UserError(f"--device {args.device}: kernels are timed on the processor alone; leave --kernels out to "
+                        "time whole passes there")
+    from ..bench.kernels import run_benchmark
     from ..bench.report import FORMATS, warnings
+    from ..bench.rounds import Options
+    from ..bench.whole import run_passes
 
     options = Options(args.artifact, args.threads or (physical_cores(),), args.tokens, args.union, args.depth,
-                      args.repeat)
-    report = run_benchmark(options, note)
+                      args.repeat, args.device)
+    report = (run_benchmark if args.kernels else run_passes)(options, note)
     for text in warnings(report.facts):
         note(f"warning: {text}")
     print(FORMATS[args.output](report))

@@ -11,15 +11,17 @@ from blockffn_mlc.errors import UserError
 from runtime_py.bench import machine
 from runtime_py.bench.bandwidth import ReadBandwidth
 from runtime_py.bench.calls import Description, Tensor
-from runtime_py.bench.kernels import ALL_EXPERTS, Report, _forced, _sparse_dense
+from runtime_py.bench.kernels import ALL_EXPERTS, _forced, _sparse_dense
 from runtime_py.bench.report import to_csv, to_json, to_markdown, warnings
+from runtime_py.bench.rounds import Report
 from runtime_py.bench.routing import scores_with_union
 from runtime_py.bench.work import Routing
 from runtime_py.bench.worker import DENSE, SPARSE, Case, KernelSample, Sample
 from runtime_py.cli import main
 
 FACTS = {"artifact": "toy", "host": "here", "quantization": "q0f32", "weight_bytes": 1 << 30, "text": "random tokens",
-         "cached_tokens": 64, "rounds": 3, "machine": "a processor", "processors": 2, "busy_before": 0.0}
+         "cached_tokens": 64, "rounds": 3,
+         "machine": "a processor", "device": "cpu", "processors": 2, "busy_before": 0.0}
 DESCRIBED = '{"origins": {}, "elements": {}, "factories": %s}'
 
 
@@ -119,7 +121,8 @@ def test_the_machine_is_known_and_memory_is_read():
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("bench x", "expected --kernels"), ("bench x --kernels --union 0,1.5", "a share from 0 to 1, found 1.5"),
+    ("bench x --union 0.5", "expected --kernels"),
+    ("bench x --kernels --union 0,1.5", "a share from 0 to 1, found 1.5"),
     ("bench x --kernels --threads 0", "positive integer"), ("bench x --kernels --tokens 1,,2", "invalid list value"),
     ("bench x --kernels -o xml", "invalid choice")])
 def test_wrong_usage_exits_with_2(line, message, capsys):

@@ -1,20 +1,24 @@
-"""The check of a device, on devices."""
+"""The check of a device, and the benchmark of passes, on devices."""
 
 import json
 from functools import cache, partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from building import build
 from checkpoints import GQA, MLA, write_random_checkpoint
+from counters import counter
 from machine import opencl_device, vulkan_device
 
+from runtime_py.bench import passes
 from runtime_py.cli import main
 from runtime_py.engine import Engine
 from runtime_py.selftest import checks
 from runtime_py.selftest.cases import CASES
 from runtime_py.selftest.checks import check_kernels
 from runtime_py.selftest.memory import GUARD, Guarded
+from runtime_py.tvm_runtime import set_threads
 
 DEMO = None
 MLA_KERNELS, GQA_KERNELS = {"append_latent", "latent_query"}, {"append_heads"}
@@ -90,3 +94,29 @@ def test_memory_behind_a_tensor_is_watched(device):
     guarded._memory = copy_in.tensors[0]
     inside, intact = guarded.read()
     assert np.array_equal(inside, content) and not intact
+
+
+def test_a_pass_is_timed_until_the_device_is_done(folder, device, monkeypatch):
+    timed, order = passes.Passes(passes.Setup(str(folder), set_threads(None), 4, device.name)), []
+
+    def noted(name, call):
+        return lambda *arguments, **named: [order.append(name), call(*arguments, **named)][1]
+
+    for name in ("forward", "wait"):
+        monkeypatch.setattr(timed.engine.library, name, noted(name, getattr(timed.engine.library, name)))
+    monkeypatch.setattr(passes, "time", SimpleNamespace(perf_counter=noted("clock", lambda: order.count("clock"))))
+    launches = counter(device.kind, "launches")
+    sample = timed.time(passes.Case(3, passes.DENSE), turn=1)
+    assert order == ["wait", "clock", "forward", "wait", "clock"] and sample.seconds == 1
+    assert counter(device.kind, "launches") > launches + 10 and sample.nbytes > 0 < sample.active <= sample.union
+
+
+def test_passes_on_a_device_are_reported(folder, device, capsys):
+    sizes = ["--tokens", "1,3", "--depth", "3", "-r", "1"]
+    assert main(["bench", str(folder), "--device", device.name, *sizes, "-o", "json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"] == device.name and report["machine"] == device.product
+    rows = {(row["tokens"], row["pass"]): row for row in report["whole passes"]}
+    assert set(rows) == {(tokens, kind) for tokens in (1, 3) for kind in (passes.SPARSE, passes.DENSE)}
+    assert all(row["tokens_per_s"] == pytest.approx(1e3 * row["tokens"] / row["ms"]) for row in rows.values())
+    assert rows[1, "sparse"]["mb"] < rows[1, "dense"]["mb"] == pytest.approx(rows[3, "dense"]["mb"], rel=0.1)
