@@ -11,6 +11,7 @@ import numpy as np
 from schedules import twins
 
 from ..engine import Engine
+from ..tvm_runtime import model_library
 from .engine import EmulatedEngine
 from .functions import CHAT, FUNCTIONS, SAMPLER, SAMPLING_DEVICES
 
@@ -50,7 +51,7 @@ def check(engine: Engine) -> Iterator[Step]:
 
     def load() -> str:
         nonlocal mlc
-        mlc = EmulatedEngine(artifact.library, artifact.path, *engine.device.codes[0])
+        mlc = EmulatedEngine(model_library(artifact.library).module, artifact.path, *engine.device.codes[0])
         return f"{len(mlc.metadata['params'])} weights by name"
 
     for name, step in (("load", load), ("functions", lambda: _functions(mlc, engine.device.kind)),

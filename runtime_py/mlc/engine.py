@@ -20,9 +20,9 @@ class EmulatedEngine:
     """A loaded library with its weights and a cache. Sequences are numbers; every method that returns logits takes what
     it appends to them. Errors of the library come as they are."""
 
-    def __init__(self, library: Path, folder: Path, device_type: int = _CPU, device_index: int = 0) -> None:
-        """``folder``: with tensor-cache.json. ``device_type``: DLPack's number."""
-        module = tvm_ffi.load_module(str(library))
+    def __init__(self, module: Any, folder: Path, device_type: int = _CPU, device_index: int = 0) -> None:
+        """``module``: the loaded library. ``folder``: with tensor-cache.json. ``device_type``: DLPack's number."""
+        self._module = module
         self._vm = module["vm_load_executable"]()
         host = (_CPU, 0, _POOLED)
         self._vm["vm_initialization"](device_type, device_index, _POOLED, *(host if device_type != _CPU else ()))

@@ -15,7 +15,7 @@ spec = importlib.util.spec_from_file_location("engine", source)  # alone: the pa
 engine = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(engine)
 (library,) = (folder / "lib").glob("*.so")
-mlc = engine.EmulatedEngine(library, folder)
+mlc = engine.EmulatedEngine(engine.tvm_ffi.load_module(str(library)), folder)
 mlc.create_cache(2, 128)
 mlc.add(0)
 tokens = [int(mlc.prefill(0, prompt).argmax())]
