@@ -9,6 +9,7 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from blockffn_mlc.errors import UserError
 from runtime_py.devices.program_cache import ProgramCache
@@ -54,7 +55,7 @@ def _compiled(shader: Shader) -> bytes:
 
 @functools.cache
 def _version() -> str:
-    done = subprocess.run([GLSLC.find(), "--version"], capture_output=True, text=True)
+    done = _run("--version", text=True)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["nothing"]
         raise UserError(f"{GLSLC.find()} --version ends with {done.returncode} and says {said[-1]!r}; install another "
@@ -62,9 +63,16 @@ def _version() -> str:
     return done.stdout
 
 
+def _run(*arguments: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run glslc. Raises UserError when the machine cannot."""
+    try:
+        return subprocess.run([GLSLC.find(), *arguments], capture_output=True, **options)
+    except OSError as error:
+        raise UserError(f"{GLSLC.find()} does not run ({error.strerror}); install another ({GLSLC.install})") from None
+
+
 def _compile(shader: Shader) -> bytes:
-    command = [GLSLC.find(), *_ARGUMENTS, "-", "-o", "-"]
-    done = subprocess.run(command, input=shader.source.encode(), capture_output=True)
+    done = _run(*_ARGUMENTS, "-", "-o", "-", input=shader.source.encode())
     if done.returncode:
         raise BadShader(f"kernel {shader.name}: glslc refuses the shader made of it, a mistake of the code "
                         f"generator: {done.stderr.decode()[:2000].strip()}; choose another target")

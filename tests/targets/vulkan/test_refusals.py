@@ -90,13 +90,16 @@ def test_a_shader_that_should_not_be_is_a_mistake_of_ours(source, words, monkeyp
         assert part in str(error.value)
 
 
-def test_a_glslc_that_does_not_run_is_a_sentence(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("content", "complaint"), [
+    (b"#!/bin/sh\necho no libshaderc >&2\nexit 127\n", "--version ends with 127 and says 'no libshaderc'"),
+    (b"\x7fELF of another processor", r"does not run \(Exec format error\)")])
+def test_a_glslc_that_does_not_run_is_a_sentence(content, complaint, monkeypatch, tmp_path):
     broken = tmp_path / "glslc"
-    broken.write_text("#!/bin/sh\necho no libshaderc >&2\nexit 127\n")
+    broken.write_bytes(content)
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     spirv._version.cache_clear()
-    with pytest.raises(UserError, match="glslc --version ends with 127 and says 'no libshaderc'; install another"):
+    with pytest.raises(UserError, match=f"{broken} {complaint}; install another .*apt-get install glslc"):
         spirv.compile_shaders([Shader("any", [], [], False, "")])
 
 
