@@ -26,8 +26,8 @@ _HEADER = """#version 450
 #extension GL_EXT_shader_16bit_storage : require
 #extension GL_EXT_shader_8bit_storage : require
 #extension GL_EXT_control_flow_attributes : require"""
-# A scalar's type, of those that TVM's launches pass -> what holds it in its slot: of sizes in int64 the low half counts
-# (little endian, see ``narrow``).
+# A scalar's type, of those that TVM's launches pass -> what it is passed as: of sizes in int64 (see ``narrow``) the low
+# half, which comes first, and the runtime is told, so that it can refuse larger ones.
 _SLOTS = {"int32": "int32", "int64": "int32", "uint32": "uint32", "float32": "float32", "float64": "float64"}
 
 
@@ -75,7 +75,7 @@ def generate(name: str, func: tirx.PrimFunc) -> Shader:
     group = ", ".join(f"local_size_{axis} = {size}" for axis, size in statements.group.items())
     source = "\n".join([_HEADER, f"layout({group}) in;", *storage, *interface, *statements.shared, *helpers,
                         "void main() {", *statements.lines, "}", ""])
-    arguments = ["handle" if isinstance(param.ty, ir.PointerType) else dtype_of(param) for param in func.params]
+    arguments = ["handle" if isinstance(param.ty, ir.PointerType) else _SLOTS[dtype_of(param)] for param in func.params]
     tags = [str(tag) for tag in func.attrs["tirx.kernel_launch_params"]]
     return Shader(name, arguments, tags, uniform, source)
 

@@ -51,7 +51,7 @@ class Kernel {
     if (type.code == kDLOpaqueHandle) {
       const auto buffer = static_cast<cl_mem>(value.cast<void*>());
       code = clSetKernelArg(kernel, index, sizeof buffer, &buffer);
-    } else if (const auto bits = ScalarBits(type, value)) {
+    } else if (const auto bits = read_launch_.NumberBits(index, value)) {
       code = clSetKernelArg(kernel, index, (type.bits + 7) / 8, &*bits);  // little-endian
     } else {
       code = CL_INVALID_ARG_VALUE;

@@ -1,4 +1,4 @@
-// Extents of a launch, as TVM's host code hands them to a kernel behind its arguments.
+// What TVM's host code hands to a kernel: its arguments, and behind them the extents of the launch.
 #pragma once
 
 #include <tvm/ffi/error.h>
@@ -18,40 +18,52 @@ namespace blockffn {
 using LaunchExtents = std::array<size_t, 7>;
 constexpr size_t kDynamicMemory = 6;
 
-// The bits of a number as a kernel takes it, in its first bytes; none for other types than integers, float and double.
-inline std::optional<uint64_t> ScalarBits(DLDataType type, const tvm::ffi::AnyView& value) {
-  uint64_t bits = 0;
-  if (type.code == kDLFloat && type.bits == 64) {
-    const auto number = value.cast<double>();
-    std::memcpy(&bits, &number, sizeof number);
-  } else if (type.code == kDLFloat && type.bits == 32) {
-    const auto number = static_cast<float>(value.cast<double>());
-    std::memcpy(&bits, &number, sizeof number);
-  } else if (type.code == kDLInt || type.code == kDLUInt || type.code == kDLBool) {
-    bits = static_cast<uint64_t>(value.cast<int64_t>());
-  } else {
-    return std::nullopt;
-  }
-  return bits;
-}
-
 class LaunchReader {
  public:
   // `kind` begins the messages. Throws ValueError for a tag that is none.
   LaunchReader(const char* kind, const KernelInfo& info)
-      : kind_(kind), name_(info.name), arguments_(info.arguments.size()) {
+      : kind_(kind), name_(info.name), arguments_(info.arguments) {
     for (const std::string& tag : info.tags) places_.push_back(PlaceOf(tag));
   }
 
   // The extents among the values that a kernel was called with. Throws TypeError when these are too few or many.
   LaunchExtents operator()(const tvm::ffi::PackedArgs& values) const {
-    if (static_cast<size_t>(values.size()) != arguments_ + places_.size()) {
-      TVM_FFI_THROW(TypeError) << kind_ << ": kernel " << name_ << " takes " << arguments_ + places_.size()
+    const size_t count = arguments_.size();
+    if (static_cast<size_t>(values.size()) != count + places_.size()) {
+      TVM_FFI_THROW(TypeError) << kind_ << ": kernel " << name_ << " takes " << count + places_.size()
                                << " values, found " << values.size();
     }
     LaunchExtents launch = {1, 1, 1, 1, 1, 1, 0};
-    for (size_t i = 0; i < places_.size(); ++i) launch[places_[i]] = values[arguments_ + i].cast<int64_t>();
+    for (size_t i = 0; i < places_.size(); ++i) launch[places_[i]] = values[count + i].cast<int64_t>();
     return launch;
+  }
+
+  // The bits of argument `index` as a kernel takes them, in the first bytes; none for other types than integers, float
+  // and double. Throws ValueError for an integer that the type cannot hold.
+  std::optional<uint64_t> NumberBits(size_t index, const tvm::ffi::AnyView& value) const {
+    const DLDataType type = arguments_[index];
+    uint64_t bits = 0;
+    if (type.code == kDLFloat && type.bits == 64) {
+      const auto number = value.cast<double>();
+      std::memcpy(&bits, &number, sizeof number);
+    } else if (type.code == kDLFloat && type.bits == 32) {
+      const auto number = static_cast<float>(value.cast<double>());
+      std::memcpy(&bits, &number, sizeof number);
+    } else if (type.code == kDLInt || type.code == kDLUInt || type.code == kDLBool) {
+      const auto number = value.cast<int64_t>();
+      if (type.bits < 64) {
+        const bool is_signed = type.code == kDLInt;
+        const int64_t end = int64_t{1} << (type.bits - is_signed);
+        if (number >= end || number < (is_signed ? -end : 0)) {
+          TVM_FFI_THROW(ValueError) << kind_ << ": argument " << index << " of kernel " << name_ << " is " << number
+                                    << ", which does not fit into its " << int{type.bits} << " bits";
+        }
+      }
+      bits = static_cast<uint64_t>(number);
+    } else {
+      return std::nullopt;
+    }
+    return bits;
   }
 
   // "2 x 3 x 4": three extents from the one at `first` on.
@@ -76,7 +88,7 @@ class LaunchReader {
 
   const char* kind_;
   const std::string name_;
-  const size_t arguments_;
+  const std::vector<DLDataType> arguments_;
   std::vector<size_t> places_;  // in LaunchExtents, of each tag
 };
 

@@ -122,7 +122,7 @@ void Kernel::Launch(Device& device, const ffi::PackedArgs& values) {
       }
       accesses.push_back({buffer, shader_.Writes(i)});
       infos.push_back({buffer->buffer.get(), 0, VK_WHOLE_SIZE});
-    } else if (const auto bits = ScalarBits(arguments_[i], values[i])) {
+    } else if (const auto bits = read_launch_.NumberBits(i, values[i])) {
       numbers.push_back(*bits);
     } else {
       TVM_FFI_THROW(ValueError) << What("argument " + std::to_string(i) + " of") << " has a type that is not known here";

@@ -220,6 +220,13 @@ def test_a_wrong_number_of_values_is_refused(device):
         load_add(device)(address(device.zeros((1,), "float32")), 1.0)
 
 
+@pytest.mark.parametrize("n", [1 << 31, -(1 << 31) - 1])
+def test_a_number_that_does_not_fit_its_type_is_refused(n, device):
+    tensor = device.zeros((1,), "float32")
+    with pytest.raises(ValueError, match=f"argument 2 of kernel add is {n}, which does not fit into its 32 bits"):
+        load_add(device)(address(tensor), 1.0, n, 1, 1)
+
+
 def test_damaged_modules_are_refused(device):
     load = load_runtime().get_global_func("ffi.Module.load_from_bytes.opencl")
     whole = module_bytes("add", ADD, (POINTER, FLOAT32, INT32))
