@@ -47,6 +47,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="tokens per prefill pass (default: 512, on phones 128, vulkan 256)")
     parser.add_argument("--cpu", default="native", metavar="NAME",
                         help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
+    parser.add_argument("--arch", metavar="A[,A...]",
+                        help="GPUs that a library for CUDA holds machine code for (default: sm_80,sm_87,sm_90)")
     parser.add_argument("--mlc", action="store_true",
                         help="also export the functions of MLC's engine, which then runs the artifact too")
     parser.add_argument("--device-limits", choices=("target", "probe"), default="target",
@@ -84,7 +86,10 @@ def run(arguments: argparse.Namespace) -> None:
         report_targets(arguments)
         return
     progress = Progress(arguments.quiet)
-    targets = find_targets(arguments.target, arguments.cpu, arguments.device_limits == "probe")
+    targets = find_targets(arguments.target, arguments.cpu, arguments.device_limits == "probe",
+                           arguments.arch)
+    for note in filter(None, (target.note for target in targets)):
+        progress.note(note)
     model = open_model(arguments.model)
     if arguments.draft is not None:
         model = with_draft(model, arguments.draft, arguments.draft_vocab)

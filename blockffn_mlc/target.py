@@ -39,7 +39,7 @@ class Target:
     runtime loads first. ``limits``: what a device allows (None: processors, which allow anything). ``prefill_chunk``:
     tokens per pass unless the user says otherwise. ``readme``: a string.Template for the artifact's README.md.
     ``export(executable, path, link)`` writes a library with a form's ``link``. ``mlc_device``: what MLC's packaging
-    calls the devices, None where it makes no app for them."""
+    calls the devices, None where it makes no app for them. ``note``: what a build says beforehand."""
 
     name: str
     host: str
@@ -52,6 +52,7 @@ class Target:
     readme: str | None = None
     export: Callable[[Any, str, Callable[..., None]], None] = export_library
     mlc_device: str | None = None
+    note: str | None = None
 
     def check_tools(self) -> None:
         """Raise UserError when this machine lacks what it takes to package a library."""

@@ -115,5 +115,8 @@ GPU_TILES: dict[str, GpuTiles] = {
     "adreno": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=64),
     "mali": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=32),
     "generic": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=16384, prefill_tile=32),
+    "cuda": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=49152, prefill_tile=64),
+    "metal": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=64),
+    "iphone": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=32),
     "opencl": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768),
 }

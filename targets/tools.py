@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,19 @@ from blockffn_mlc.target import Form
 PAGE_BYTES = 16384  # of Android 15 and later; libraries for it also load where pages are smaller
 _LINKING = ["-shared", "-z", f"max-page-size={PAGE_BYTES}", "-z", f"common-page-size={PAGE_BYTES}"]
 _ANDROID_API = 24  # MLC's
+_MACOS = "13.0"
+# Every library for macOS names this one; its symbols, libm's among them, are looked up when it is loaded.
+_LIB_SYSTEM = """--- !tapi-tbd
+tbd-version: 4
+targets: [ arm64-macos ]
+install-name: /usr/lib/libSystem.B.dylib
+current-version: 1
+compatibility-version: 1
+exports:
+  - targets: [ arm64-macos ]
+    symbols: [ dyld_stub_binder ]
+...
+"""
 
 
 @dataclass(frozen=True)
@@ -66,12 +81,18 @@ def _lld() -> str | None:
     return shutil.which("ld.lld")
 
 
+def _mac_linker() -> str | None:
+    return cc.get_cc() if sys.platform == "darwin" else shutil.which("lld")
+
+
 COMPILER = Tool("C++ compiler", "to link the library", lambda: cc.get_cc(),
                 "c++, g++ or clang++, for example with: apt-get install g++; or set CXX")
 ANDROID_LINKER = Tool("linker for Android", "to link the library", lambda: _ndk_clang() or _lld(),
                       "Android's NDK with ANDROID_NDK set to its folder, or lld, for example with: apt-get install lld")
 ARM_LINKER = Tool("linker for aarch64", "to link the library", lambda: _arm_compiler() or _lld(),
                   "lld or a cross compiler, for example with: apt-get install lld")
+MAC_LINKER = Tool("linker for macOS", "to link the library", _mac_linker,
+                  "lld, for example with: apt-get install lld; on a Mac Apple's command line tools")
 OPENCL_DRIVER = Tool("OpenCL driver", "to run the library here", _opencl_driver,
                      "the GPU's, or a processor's with: apt-get install pocl-opencl-icd", to_build=False)
 
@@ -94,6 +115,11 @@ def arm_library() -> Form:
     return Form(".so", lambda path, objects, **_: _link(_arm_compiler(), path, objects), ARM_LINKER.check)
 
 
+def mac_library() -> Form:
+    """A shared library for Macs with Apple's processors: by the compiler on a Mac, else by lld's linker for them."""
+    return Form(".dylib", _link_mac, MAC_LINKER.check)
+
+
 def system_library() -> Form:
     """Objects that an app is linked with; needs nothing."""
     return Form(".tar", tar.tar, lambda: None, system_lib=True)
@@ -101,7 +127,23 @@ def system_library() -> Form:
 
 def _link(compiler: str | None, path: str, objects: Sequence[str]) -> None:
     """Make a shared library. lld alone knows no libm: its symbols stay undefined, as TVM's do."""
-    command = [compiler or _lld(), *_LINKING, "-o", path, *objects, *(["-lm"] if compiler else [])]
+    _run([compiler or _lld(), *_LINKING, "-o", path, *objects, *(["-lm"] if compiler else [])])
+
+
+def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{command[0]} failed: {done.stderr}")
+
+
+def _link_mac(path: str, objects: Sequence[str], **_: object) -> None:
+    """Make a shared library for macOS, whose loader looks for TVM's functions in the process."""
+    if sys.platform == "darwin":
+        cc.create_shared(path, list(objects), options=["-undefined", "dynamic_lookup"])
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        system = Path(folder) / "libSystem.tbd"
+        system.write_text(_LIB_SYSTEM, encoding="utf-8")
+        _run([_mac_linker(), "-flavor", "darwin", "-dylib", "-arch", "arm64", "-platform_version", "macos", _MACOS,
+              _MACOS, "-undefined", "dynamic_lookup", "-install_name", f"@rpath/{Path(path).name}", "-o", path,
+              *objects, str(system)])

@@ -7,47 +7,22 @@ import pytest
 import tvm
 from test_scalars import scalars
 from test_statements import collatz, vectors
+from tvm_bytes import Reader, read_functions, read_library
 from vulkan_harness import TARGET, module_of, shaders_of
 
 from targets import find_target
+from targets.packing import Packed, string
 from targets.tools import system_library
 from targets.vulkan import export_library
-from targets.vulkan.module import module_bytes, with_module
+from targets.vulkan.module import module_bytes
 
 FUNCTIONS = {"collatz": collatz, "few": lambda: scalars(16), "many": lambda: scalars(17), "wide": lambda: vectors(4)}
-
-
-class Reader:
-    """Little endian; counts have 64 bits."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.position = data, 0
-
-    def take(self, form: str):
-        values = struct.unpack_from("<" + form, self.data, self.position)
-        self.position += struct.calcsize("<" + form)
-        return values if len(values) > 1 else values[0]
-
-    def bytes(self) -> bytes:
-        size = self.take("Q")
-        self.position += size
-        assert self.position <= len(self.data)
-        return self.data[self.position - size:self.position]
-
-    def list(self, read) -> list:
-        return [read() for _ in range(self.take("Q"))]
-
-    def text(self) -> str:
-        return self.bytes().decode()
 
 
 def read_module(data: bytes):
     """TVM's module for Vulkan: format, {name: (name, types, tags, extra tags)}, {name: (flag, words)}."""
     reader = Reader(data)
-    kind = reader.text()
-    functions = {reader.text(): (reader.text(), reader.list(lambda: reader.take("BBH")), reader.list(reader.text),
-                                 reader.list(lambda: reader.take("i"))) for _ in range(reader.take("Q"))}
-    shaders = {}
+    kind, functions, shaders = reader.text(), read_functions(reader), {}
     for _ in range(reader.take("Q")):
         name, shader = reader.text(), Reader(reader.bytes())
         flag, words = shader.take("I"), shader.list(lambda: shader.take("I"))
@@ -55,18 +30,6 @@ def read_module(data: bytes):
         shaders[name] = flag, words
     assert reader.position == len(data)
     return kind, functions, shaders
-
-
-def read_library(data: bytes):
-    """TVM's packed modules: the import tree, and kind and bytes of each."""
-    reader = Reader(data)
-    assert reader.take("Q") == len(data) - 8
-    rows, columns = reader.list(lambda: reader.take("Q")), reader.list(lambda: reader.take("Q"))
-    modules = []
-    while reader.position < len(data):
-        kind = reader.text()
-        modules.append((kind, None if kind == "_lib" else reader.bytes()))
-    return rows, columns, modules
 
 
 def instructions(words):
@@ -123,11 +86,23 @@ def test_buffers_are_bound_in_the_order_of_arguments(shaders):
 def test_modules_are_joined_as_tvm_reads_them():
     before = struct.pack("<7Q", 3, 0, 1, 1, 1, 1, 4) + b"_lib"
     before = struct.pack("<Q", len(before)) + before
-    rows, columns, modules = read_library(with_module(before, "vulkan", b"content"))
+    packed = Packed.parse(before)
+    assert packed.to_bytes() == before
+    packed.append("vulkan", b"content")
+    joined = packed.to_bytes()
+    rows, columns, modules = read_library(joined)
     assert (rows, columns, modules) == ([0, 1, 1], [1], [("_lib", None), ("vulkan", b"content")])
-    for damaged in (before[:-4] + b"\x05lib", with_module(before, "vulkan", b"")):
-        with pytest.raises((RuntimeError, struct.error)):
-            with_module(damaged, "vulkan", b"content")
+    assert Packed.parse(joined).to_bytes() == joined
+    for damaged in (before[:-4] + b"\x05lib", before[:-1], before + b"\0", joined):
+        with pytest.raises(RuntimeError, match="in another way"):
+            Packed.parse(damaged).append("vulkan", b"content")
+
+
+def test_a_module_is_replaced():
+    body = struct.pack("<7Q", 3, 0, 1, 1, 1, 1, 4) + b"_lib" + string("cuda") + string(b"x")
+    packed = Packed.parse(struct.pack("<Q", len(body)) + body)
+    packed.replace("cuda", lambda content: 2 * content)
+    assert read_library(packed.to_bytes())[2] == [("_lib", None), ("cuda", b"xx")]
 
 
 def test_a_system_library_holds_the_same_bytes(tmp_path):

@@ -1,0 +1,32 @@
+"""What is added to TVM's CUDA C++."""
+
+import pytest
+import tvm
+from harness import module_of
+from tvm.script.ir_builder import tirx as T
+
+from schedules.builder import kernel
+from targets import find_target
+from targets.cuda.text import with_names
+from targets.limits import kernel_sources
+
+
+def test_kernels_are_named_and_not_declared():
+    head = "#include <x>\n__device__ half max(half a, half b)\n{\n}\n"
+    a = 'extern "C" __global__ void __launch_bounds__(128) a_kernel(float* __restrict__ x, int n)'
+    b = 'extern "C" __global__ void b(int n)'
+    text = f"{head}{a};\n{b};\n{a} {{\n  x[0] = n;\n}}\n\n{b} {{\n}}\n"
+    named = f"{head}// Function: a_kernel\n{a} {{\n  x[0] = n;\n}}\n\n// Function: b\n{b} {{\n}}\n"
+    assert with_names(text) == named
+    assert kernel_sources(named) == {"a_kernel": f"{a} {{\n  x[0] = n;\n}}\n\n", "b": f"{b} {{\n}}\n"}
+
+
+@pytest.mark.parametrize(("dtype", "function"), [("int32", "__popc("), ("uint32", "__popc("), ("int64", "__popcll(")])
+def test_bits_are_counted(compiler, dtype, function):
+    with kernel(__name__) as k:
+        x, y = k.tensor((32,), dtype), k.tensor((32,), dtype)
+        with T.launch_thread("threadIdx.x", 32) as i:
+            T.buffer_store(y, T.popcount(x[i]), [i])
+    text = tvm.compile(module_of(k.func), find_target("cuda").tvm_target).mod.imports[0].inspect_source("")
+    assert function in text and list(kernel_sources(text)) == ["main_kernel"]
+    assert compiler.cubin(text, "sm_80").code
