@@ -97,7 +97,7 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
     prefix = system_lib_prefix(prefix, name, quantization_name)
     graph = build_graph(build)
     if target.limits:
-        target.limits.check_buffers(target.name, graph.kernels(), max(build.prefill_chunk, MAX_TREE_NODES))
+        target.limits.check_shapes(target.name, graph.kernels(), max(build.prefill_chunk, MAX_TREE_NODES))
     library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
     chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
     return Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)

@@ -9,12 +9,14 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import ir, tirx
+from tvm.sym.analyzer import Analyzer, ConstIntBound
 
 from blockffn_mlc.errors import UserError
 
 _LEAVES = (tirx.BufferStore, tirx.Evaluate, tirx.Bind)
 _FEWER = "lower the numbers of its row of GPU_TILES (schedules/tiles.py) or choose another target"
+_JOINED = "let the kernel take fewer tensors or choose another target"
 _SMALLER = ("choose a smaller --context-window or --prefill-chunk, 4-bit weights (--quantization q4f16_1) or another "
             "target")
 
@@ -23,31 +25,36 @@ _SMALLER = ("choose a smaller --context-window or --prefill-chunk, 4-bit weights
 class Limits:
     """Of one device kernel: ``work_group`` work-items in a group; ``threadgroup_bytes`` of memory they share;
     ``buffer_bytes`` of a single buffer; ``statements`` once loops are unrolled and ``source_bytes`` of text, which
-    phones' compilers must digest."""
+    phones' compilers must digest; where the device has such limits, ``buffers`` that a kernel takes and ``groups``
+    along an axis of its grid."""
 
     work_group: int
     threadgroup_bytes: int
     buffer_bytes: int
     statements: int
     source_bytes: int
+    buffers: int | None = None
+    groups: int | None = None
 
-    def check_buffers(self, target: str, kernels: dict[str, tirx.PrimFunc], longest: int) -> None:
-        """Refuse kernels before lowering that take a buffer larger than the device has; symbolic extents are at most
-        ``longest``. Raises UserError."""
+    def check_shapes(self, target: str, kernels: dict[str, tirx.PrimFunc], longest: int) -> None:
+        """Refuse kernels before lowering that take a buffer larger than the device has, or run in a grid that is;
+        symbolic extents are at most ``longest``. Raises UserError."""
         for name, func in kernels.items():
             largest = max((_buffer_bytes(param.ty, longest) for param in func.params
                            if isinstance(param.ty, tirx.BufferType)), default=0)
             _check(target, name, "a buffer", largest, "bytes", self.buffer_bytes, _SMALLER)
+            _check(target, name, "a grid", grid(func, longest), "work-groups along an axis", self.groups, _SMALLER)
 
     def check_functions(self, target: str, module: tvm.IRModule) -> None:
         """Refuse device functions (behind SplitHostDevice) that exceed a limit. Raises UserError; RuntimeError when
         there are none, as then nothing was checked."""
         for name, func in _found(device_functions(module), target, "device functions").items():
-            for what, value, unit, limit in (
-                    ("a work-group", work_group(func), "work-items", self.work_group),
-                    ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes),
-                    ("an unrolled body", statements(func.body), "statements", self.statements)):
-                _check(target, name, what, value, unit, limit, _FEWER)
+            for what, value, unit, limit, remedy in (
+                    ("a work-group", work_group(func), "work-items", self.work_group, _FEWER),
+                    ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes, _FEWER),
+                    ("an unrolled body", statements(func.body), "statements", self.statements, _FEWER),
+                    ("a list", buffers(func), "buffers", self.buffers, _JOINED)):
+                _check(target, name, what, value, unit, limit, remedy)
 
     def check_source(self, target: str, source: str) -> None:
         """Refuse a module's text if a kernel's part of it is too long. Raises UserError; RuntimeError when it has no
@@ -67,6 +74,22 @@ def work_group(func: tirx.PrimFunc) -> int:
     extents = {node.node.thread_tag: int(node.value) for node in _nodes(func.body, tirx.AttrStmt)
                if node.attr_key == "thread_extent" and node.node.thread_tag.startswith("threadIdx")}
     return math.prod(extents.values())
+
+
+def grid(func: tirx.PrimFunc, longest: int) -> int:
+    """Work-groups along the longest axis of a kernel's launches; symbolic extents are at most ``longest``."""
+    analyzer = Analyzer()
+    extents = [node.value for node in _nodes(func.body, tirx.AttrStmt)
+               if node.attr_key == "thread_extent" and node.node.thread_tag.startswith("blockIdx")]
+    for extent in extents:
+        for var in _nodes(extent, ir.Var):
+            analyzer.update(var, ConstIntBound(0, longest), True)
+    return max((int(analyzer.const_int_bound(extent).max_value) for extent in extents), default=0)
+
+
+def buffers(func: tirx.PrimFunc) -> int:
+    """Buffers that a device function takes."""
+    return sum(isinstance(param.ty, ir.PointerType) for param in func.params)
 
 
 def threadgroup_bytes(func: tirx.PrimFunc) -> int:
@@ -96,8 +119,8 @@ def _found(checked: dict[str, Any], target: str, what: str) -> dict[str, Any]:
     return checked
 
 
-def _check(target: str, kernel: str, what: str, value: int, unit: str, limit: int, remedy: str) -> None:
-    if value > limit:
+def _check(target: str, kernel: str, what: str, value: int, unit: str, limit: int | None, remedy: str) -> None:
+    if limit is not None and value > limit:
         raise UserError(f"kernel {kernel}: {what} of {value} {unit}, target {target} allows {limit}; {remedy}")
 
 

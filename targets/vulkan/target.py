@@ -20,15 +20,19 @@ from .module import export_library
 from .spirv import GLSLC
 
 # What every device with Vulkan 1.1 has: maxComputeWorkGroupInvocations, maxComputeSharedMemorySize,
-# maxStorageBufferRange (specification, table "Required Limits"). Statements and source are OpenCL's of phones.
-LIMITS = Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=1 << 27, statements=500, source_bytes=1 << 17)
+# maxStorageBufferRange, maxComputeWorkGroupCount (specification, table "Required Limits"). Not so the buffers of a
+# kernel: of maxPerStageDescriptorStorageBuffers 4 are promised, and experts take 8, TVM's kernels of MLC's cache 10.
+# Statements and source are OpenCL's of phones.
+LIMITS = Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=1 << 27, statements=500, source_bytes=1 << 17,
+                buffers=10, groups=65535)
 _MOST_BYTES = (1 << 31) - 1  # of a buffer: elements are counted in int32
 _PREFILL_CHUNK = 256  # the logits of that many tokens fit into a buffer for vocabularies of up to 131,072
 
 
 def vulkan_target(probe: bool = False) -> Target:
     """The target ``vulkan``: kernels for any device with Vulkan 1.1, host code for every processor of this
-    architecture. ``probe``: buffers as large as this machine's first device allows. Raises UserError if it has none."""
+    architecture. ``probe``: buffers and grids as this machine's first device allows. Raises UserError if it has
+    none."""
     host, text = plain_host()
     limits = _probed() if probe else LIMITS
     return replace(_target("vulkan", text, host, limits, host_library()), prefill_chunk=_PREFILL_CHUNK)
@@ -41,15 +45,16 @@ def vulkan_android_target() -> Target:
 
 
 def _probed() -> Limits:
-    """With the first device's largest buffer. The rest stays: no kernel has use for larger work-groups, and an artifact
-    should ask a device for no more than its kernels do."""
+    """With the first device's limits of buffers and grids. The rest stays: no kernel has use for larger work-groups,
+    and an artifact should ask a device for no more than its kernels do."""
     found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
     if "unavailable" in found:
         raise UserError(f"--device-limits probe: {found['unavailable']}")
     if "max_allocation_bytes" not in found:  # TVM's own runtime
         raise UserError(f"--device-limits probe: TVM's own Vulkan runtime does not tell the limits of {found['name']}; "
                         "leave the option out")
-    return replace(LIMITS, buffer_bytes=min(found["max_allocation_bytes"], _MOST_BYTES))
+    return replace(LIMITS, buffer_bytes=min(found["max_allocation_bytes"], _MOST_BYTES), buffers=found["max_buffers"],
+                   groups=found["max_groups"])
 
 
 def _target(name: str, text: str, host: tvm.target.Target, limits: Limits, *forms: Form) -> Target:

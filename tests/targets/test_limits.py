@@ -10,15 +10,18 @@ from tvm.script.ir_builder import tirx as T
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.libraries import write_libraries
 from schedules.builder import kernel
+from schedules.gpu.grid import launch
 from targets import find_target, tools
-from targets.limits import kernel_sources, statements
+from targets.limits import grid, kernel_sources, statements
 from targets.opencl import without_prototypes
 
 ALLOWED = {"work_group": 256, "threadgroup_bytes": 16384, "statements": 500, "source_bytes": 20000,
-           "buffer_bytes": 1 << 20}
+           "buffer_bytes": 1 << 20, "buffers": 2, "groups": 8}
 WORDS = {"work_group": "a work-group of 512 work-items", "threadgroup_bytes": r"threadgroup memory of \d+ bytes",
          "statements": r"an unrolled body of \d+ statements", "source_bytes": r"source text of \d+ bytes",
-         "buffer_bytes": "a buffer of 134217728 bytes"}
+         "buffer_bytes": "a buffer of 134217728 bytes", "buffers": "a list of 4 buffers",
+         "groups": "a grid of 9 work-groups along an axis"}
+REMEDIES = {"buffer_bytes": "--context-window", "groups": "--prefill-chunk", "buffers": "fewer tensors"}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def refusal(target, folder, options):
     """What is said of a kernel; None if it is compiled."""
     graph = small_graph(**options)
     try:
-        target.limits.check_buffers(target.name, graph.kernels(), 1)
+        target.limits.check_shapes(target.name, graph.kernels(), 1)
         write_libraries(graph, target, folder / "library", "small_test_", lambda stage: None)
     except UserError as error:
         return str(error)
@@ -55,7 +58,7 @@ def test_what_exceeds_a_limit_is_refused(target, tmp_path, limit):
     message = refusal(target, tmp_path, TOO_MUCH[limit])
     found = re.fullmatch(f"kernel add(_kernel)?: {WORDS[limit]}, target android:generic allows {ALLOWED[limit]}; .*",
                          message)
-    assert found and ("--context-window" if limit == "buffer_bytes" else "GPU_TILES") in message
+    assert found and REMEDIES.get(limit, "GPU_TILES") in message
     assert not list(tmp_path.rglob("*.so"))
     value = int(re.search(r"\d+", message)[0])
     assert value > ALLOWED[limit]
@@ -65,10 +68,22 @@ def test_what_exceeds_a_limit_is_refused(target, tmp_path, limit):
 
 
 def test_symbolic_extents_count_as_their_bound(target):
-    limits, kernels = target.limits, {"add": small_kernel()}
-    limits.check_buffers("t", kernels, limits.buffer_bytes // 128)
+    limits, kernels = with_limit(target, "groups", None).limits, {"add": small_kernel()}
+    limits.check_shapes("t", kernels, limits.buffer_bytes // 128)
     with pytest.raises(UserError, match=f"buffer of {limits.buffer_bytes + 128} bytes"):
-        limits.check_buffers("t", kernels, limits.buffer_bytes // 128 + 1)
+        limits.check_shapes("t", kernels, limits.buffer_bytes // 128 + 1)
+
+
+def test_a_grid_of_symbolic_extents_counts_as_their_bound():
+    def launches():
+        with kernel(__name__, "int32") as k:
+            y = k.tensor((n := k.rows_var(), 4))
+            for groups in ((T.floordiv(n + 3, 4), 7), (7, n * 2)):
+                with launch(groups, (1,)) as ((x, _), _):
+                    T.buffer_store(y, T.float32(0), [x, 0])
+        return k.func
+
+    assert [grid(launches(), longest) for longest in (3, 4, 5)] == [7, 8, 10]
 
 
 def test_a_loop_that_codegen_unrolls_counts_as_often_as_it_runs():

@@ -5,6 +5,8 @@
 #include <tvm/ffi/reflection/registry.h>
 #include <tvm/runtime/device_api.h>
 
+#include <algorithm>
+
 #include "counters.h"
 #include "device.h"
 #include "instance.h"
@@ -112,6 +114,9 @@ ffi::Map<ffi::String, ffi::Any> Describe(const Device& device) {
       {"local_memory_bytes", static_cast<int64_t>(limits.maxComputeSharedMemorySize)},
       {"max_work_group_size", static_cast<int64_t>(limits.maxComputeWorkGroupInvocations)},
       {"push_constant_bytes", static_cast<int64_t>(limits.maxPushConstantsSize)},
+      {"max_buffers", static_cast<int64_t>(limits.maxPerStageDescriptorStorageBuffers)},
+      {"max_groups", static_cast<int64_t>(*std::min_element(limits.maxComputeWorkGroupCount,
+                                                            limits.maxComputeWorkGroupCount + 3))},
       {"staging", device.stages()},
       {"fp16", half},
       {"storage_16bit", has(4433)},

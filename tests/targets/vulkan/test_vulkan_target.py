@@ -21,6 +21,7 @@ def test_limits_are_what_every_device_has():
     for name in ("vulkan", "vulkan:android"):
         limits = find_target(name).limits
         assert (limits.work_group, limits.threadgroup_bytes, limits.buffer_bytes) == (128, 16384, 1 << 27)
+        assert limits.groups == 65535
         assert find_target(name).tiles == GPU_TILES["generic"]
 
 
@@ -33,9 +34,11 @@ def test_phones_get_both_forms():
 @pytest.mark.parametrize(("found", "bytes_"), [(1 << 30, 1 << 30), (1 << 32, (1 << 31) - 1)])
 def test_probed_buffers_are_the_devices_and_the_rest_what_kernels_use(found, bytes_, monkeypatch):
     monkeypatch.setattr(vulkan, "list_devices", devices(
-        max_work_group_size=1024, local_memory_bytes=49152, max_allocation_bytes=found))
+        max_work_group_size=1024, local_memory_bytes=49152, max_allocation_bytes=found, max_buffers=7,
+        max_groups=99999))
     (target,) = find_targets("vulkan", probe=True)
-    assert target.limits == dataclasses.replace(find_target("vulkan").limits, buffer_bytes=bytes_)
+    assert target.limits == dataclasses.replace(find_target("vulkan").limits, buffer_bytes=bytes_, buffers=7,
+                                                groups=99999)
     assert target.tiles == GPU_TILES["generic"] and int(target.tvm_target.attrs["max_num_threads"]) == 128
 
 
@@ -54,7 +57,9 @@ def test_this_machines_largest_buffer_is_taken():
     found = next(entry for entry in list_devices() if entry["device"].startswith("vulkan"))
     if "unavailable" in found:
         pytest.skip(found["unavailable"])
-    assert find_target("vulkan", probe=True).limits.buffer_bytes == min(found["max_allocation_bytes"], (1 << 31) - 1)
+    limits = find_target("vulkan", probe=True).limits
+    assert limits.buffer_bytes == min(found["max_allocation_bytes"], (1 << 31) - 1)
+    assert limits.buffers >= 4 and limits.groups >= 65535  # what Vulkan asks of all
     build("--target", "vulkan", "--device-limits", "probe", "--dry-run")
 
 
