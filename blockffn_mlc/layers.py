@@ -43,6 +43,11 @@ class Build:
     largest_buffer: int | None = None
     mlc: tvm.target.Target | None = None
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether kernels are those of the GPU family."""
+        return isinstance(self.tiles, GpuTiles)
+
 
 def parameter(shape: Sequence[int], dtype: str, read: Callable[[Any], np.ndarray]) -> nn.Parameter:
     """A weight of ``shape`` and ``dtype`` in the artifact; ``read(checkpoint)`` makes it."""

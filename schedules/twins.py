@@ -154,3 +154,56 @@ def apply_bitmask(logits: np.ndarray, masked: np.ndarray, bits: np.ndarray) -> n
     a masked row whose bit is 0 (MLC contract, section 1.2)."""
     allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :logits.shape[1]].astype(bool)
     return np.where((masked == 1)[:, None] & ~allowed, f64(np.finfo(np.float32).min), f64(logits))
+
+
+def multinomial(probs: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """probs [s, V], shares [s] -> tokens int32 [s]: the first up to which the sum exceeds that share of the whole (MLC
+    contract, section 1.3)."""
+    sums = f64(probs).cumsum(-1)
+    return (sums > f64(shares)[:, None] * sums[:, -1:]).argmax(-1).astype(np.int32)
+
+
+def top_p_sizes(probs: np.ndarray, top_p: np.ndarray) -> np.ndarray:
+    """probs [b, V] in falling order, top_p [b] -> int [b]: how few of the first reach ``top_p`` together, all from 1
+    on."""
+    sums = f64(probs).cumsum(-1)
+    reached = sums >= f64(top_p)[:, None]
+    return np.where((f64(top_p) < 1) & reached.any(-1), reached.argmax(-1) + 1, probs.shape[1])
+
+
+def renormalize_top_p(probs: np.ndarray, top_p: np.ndarray) -> np.ndarray:
+    """probs [b, V], top_p [b] -> [b, V]: the most likely that reach ``top_p`` together, and those as likely as the last
+    of them, over their sum; 0 for the others (MLC contract, section 1.3)."""
+    ranked = -np.sort(-f64(probs), axis=-1)
+    last = np.take_along_axis(ranked, top_p_sizes(ranked, top_p)[:, None] - 1, axis=-1)
+    kept = np.where(f64(probs) >= last, f64(probs), 0.0)
+    return kept / kept.sum(-1, keepdims=True)
+
+
+def sort_pass(values: np.ndarray, tokens: np.ndarray, shift: int, bits: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """values f32 [b, V], tokens [b, V] -> both in falling order of ``bits`` bits of the values from bit ``shift`` on,
+    equals as they were."""
+    digits = values.view(np.uint32) >> np.uint32(shift) & np.uint32((1 << bits) - 1)
+    order = np.argsort(-digits.astype(np.int64), axis=-1, kind="stable")
+    return np.take_along_axis(values, order, -1), np.take_along_axis(tokens, order, -1)
+
+
+def verify_drafts(probs: np.ndarray, nodes: np.ndarray, draft_probs: np.ndarray, tokens: np.ndarray,
+                  first_child: np.ndarray, next_sibling: np.ndarray,
+                  shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """probs [n, V] after each node, nodes [trees]: roots, draft_probs [n, V] that each node was drawn from, tokens,
+    first_child, next_sibling [n], shares [n] -> probs, changed where children were refused, and the last nodes accepted
+    (MLC contract, section 1.3)."""
+    probs, nodes, draft_probs = f64(probs).copy(), nodes.copy(), f64(draft_probs)
+    for tree, node in enumerate(nodes):
+        child = first_child[node]
+        while child >= 0:
+            rest = np.maximum(probs[node] - draft_probs[child], 0.0)
+            token = tokens[child]
+            if probs[node, token] >= shares[child] * draft_probs[child, token] or rest.sum() < 1e-7:
+                node, child = child, first_child[child]
+            else:
+                probs[node] = rest / rest.sum()
+                child = next_sibling[child]
+        nodes[tree] = node
+    return probs, nodes

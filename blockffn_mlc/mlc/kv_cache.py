@@ -61,7 +61,7 @@ def mend_creation(module: tvm.IRModule, build: Build) -> tvm.IRModule:
         if isinstance(function, relax.Function) and var.name_hint == CREATE:
             mender.builder_.update_func(var, mender.visit_expr(function))
     module = relax.transform.DeadCodeElimination()(mender.builder_.get())
-    if not hasattr(build.kernels, "paged_decode"):
+    if not build.on_gpu:
         return module
     used: set[tirx.Var] = set()
     for function in module.functions.values():
@@ -87,7 +87,7 @@ class _Mender(PyExprMutator):
             return call
         args[_CONFIG] = relax.ShapeExpr(list(args[_CONFIG].values)[:_CONFIG_SIZE])
         args[_DTYPE] = relax.const(np.zeros((), str(args[_DTYPE].ty.dtype)))
-        if hasattr(self.build.kernels, "paged_decode"):
+        if self.build.on_gpu:
             for place, kernel in _slots(self.build).items():
                 args[place] = relax.Tuple([] if kernel is None else [
                     tvm.ir.StringImm("tirx"), self.builder_.add_func(kernel, f"cache_slot_{place}")])

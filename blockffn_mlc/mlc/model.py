@@ -17,6 +17,7 @@ from ..layers import Build, activation_spec, call
 from ..model import Model
 from .kv_cache import CREATE, cache_heads, create_cache
 from .metadata import MAX_SEQUENCES
+from .sampler import SAMPLING_KINDS, SamplerFunctions, sampler_spec
 
 BOUNDS = {"b": MAX_SEQUENCES}  # of the sizes in these functions' arguments
 SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
@@ -79,7 +80,7 @@ def _attend(cache: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: 
     return op.reshape(values, (qkv.shape[0], heads, qkv.shape[2]))
 
 
-class ServedModel(Model):
+class ServedModel(SamplerFunctions, Model):
     """The model with the functions of MLC's engine beside our own, over the same weights."""
 
     def __init__(self, build: Build) -> None:
@@ -185,7 +186,9 @@ class ServedModel(Model):
 
     def export_spec(self) -> dict:
         """Ours, and MLC's."""
-        return super().export_spec() | mlc_spec(self.build.config.hidden_size, self.build.config.vocab_size)
+        c = self.build.config
+        sampler = sampler_spec(c.vocab_size) if self.build.mlc.kind.name in SAMPLING_KINDS else {}
+        return super().export_spec() | mlc_spec(c.hidden_size, c.vocab_size) | _with_mode("none", sampler)
 
 
 def model_spec(hidden: int) -> dict:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +12,8 @@ from ..engine import Engine
 from ..tvm_runtime import model_library
 from .engine import EmulatedEngine
 from .functions import CHAT, FUNCTIONS, SAMPLER, SAMPLING_DEVICES
+from .sampler_check import SamplerWalk
+from .steps import Step, Wrong, attempt
 
 SEQUENCES, TOKENS = 4, 256
 _PROMPT, _STEPS = 12, 24
@@ -25,23 +25,6 @@ _METADATA = {"model_type": str, "quantization": str, "context_window_size": int,
              "memory_usage": dict, "kv_cache": dict, "kv_state_kind": str, "sliding_window_size": int,
              "attention_sink_size": int}
 _KV_CACHE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that the engine does: whether it went as it should, and a figure or what is wrong."""
-
-    name: str
-    ok: bool
-    detail: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-
-class _Wrong(Exception):
-    """A step's result is not what it should be."""
 
 
 def check(engine: Engine) -> Iterator[Step]:
@@ -56,12 +39,12 @@ def check(engine: Engine) -> Iterator[Step]:
 
     for name, step in (("load", load), ("functions", lambda: _functions(mlc, engine.device.kind)),
                        ("metadata", lambda: _metadata(mlc)), ("create cache", lambda: _create(mlc))):
-        result = _try(name, step)
+        result = attempt(name, step)
         yield result
         if not result.ok:
             return
     for name, step in _Walk(engine, mlc).steps():
-        yield _try(name, step)
+        yield attempt(name, step)
 
 
 def presence(has: Callable[[str], bool], device: str) -> dict[str, str]:
@@ -75,32 +58,22 @@ def _functions(mlc: EmulatedEngine, device: str) -> str:
     found = presence(mlc.has, device)
     missing = [name for name, state in found.items() if state == "missing"]
     if missing:
-        raise _Wrong(f"missing: {', '.join(missing)}; rebuild with --mlc")
+        raise Wrong(f"missing: {', '.join(missing)}; rebuild with --mlc")
     return f"{list(found.values()).count('present')} of {len(found)}, the others are optional"
-
-
-def _try(name: str, step: Callable[[], str]) -> Step:
-    try:
-        return Step(name, True, step())
-    except _Wrong as wrong:
-        return Step(name, False, str(wrong))
-    except (RuntimeError, AttributeError, ValueError, TypeError, KeyError) as error:
-        lines = str(error).strip().splitlines()
-        return Step(name, False, f"fails: {lines[0] if lines else type(error).__name__}")
 
 
 def _metadata(mlc: EmulatedEngine) -> str:
     found = mlc.metadata
     for field, kind in _METADATA.items():
         if not isinstance(found.get(field), kind):
-            raise _Wrong(f"field {field!r}: expected {kind.__name__}, found {found.get(field)!r:.40}; rebuild with "
+            raise Wrong(f"field {field!r}: expected {kind.__name__}, found {found.get(field)!r:.40}; rebuild with "
                          "--mlc")
     for field in _KV_CACHE:
         if not isinstance(found["kv_cache"].get(field), int):
-            raise _Wrong(f"field 'kv_cache.{field}': expected an integer, found {found['kv_cache'].get(field)!r:.40}")
+            raise Wrong(f"field 'kv_cache.{field}': expected an integer, found {found['kv_cache'].get(field)!r:.40}")
     for field in ("tensor_parallel_shards", "pipeline_parallel_stages"):
         if found[field] != 1:
-            raise _Wrong(f"field {field!r}: expected 1, found {found[field]}")
+            raise Wrong(f"field {field!r}: expected 1, found {found[field]}")
     return f"{found['model_type']}, {found['quantization']}, batches of {found['max_batch_size']}"
 
 
@@ -140,13 +113,15 @@ class _Walk:
         if self._mlc.has("get_logits"):
             yield "hidden states", self._hidden
         yield "sampler path", self._sampler
+        if all(map(self._mlc.has, SamplerWalk.FUNCTIONS)):
+            yield from SamplerWalk(self._mlc, self._logits[:5]).steps()
         if self._mlc.has("scatter_probs"):
             yield "scatter, gather", self._move
 
     def _close(self, found: np.ndarray, expected: np.ndarray, what: str = "logits") -> str:
         error = float(((found - expected.astype(np.float64))**2).sum() / (expected.astype(np.float64)**2).sum())
         if not error <= self._nmse:
-            raise _Wrong(f"{what} differ from our runtime's: NMSE {error:.2g}, allowed is {self._nmse:.2g}")
+            raise Wrong(f"{what} differ from our runtime's: NMSE {error:.2g}, allowed is {self._nmse:.2g}")
         return f"NMSE {error:.1e}"
 
     def _prefill(self) -> str:
@@ -160,7 +135,7 @@ class _Walk:
         differ = (rows.argmax(1) != expected.argmax(1)) & (gaps > self._gap)
         if differ.any():
             at = int(np.argmax(differ))
-            raise _Wrong(f"token {at}: another one than our runtime's, whose largest logits are {gaps[at]:.2g} apart")
+            raise Wrong(f"token {at}: another one than our runtime's, whose largest logits are {gaps[at]:.2g} apart")
         return f"{len(rows)} greedy tokens as ours, {self._close(rows, expected)}"
 
     def _go_back(self) -> str:
@@ -239,6 +214,6 @@ class _Walk:
             _, (_, _, target) = self._mlc.call(f"scatter_{what}", source, rows, np.zeros((4, width), np.float32))
             _, (_, _, back) = self._mlc.call(f"gather_{what}", target, rows, np.zeros((2, width), np.float32))
             if not (np.array_equal(back, source) and not target[[0, 2]].any()):
-                raise _Wrong(f"scatter_{what} and gather_{what} do not bring back what they were given")
+                raise Wrong(f"scatter_{what} and gather_{what} do not bring back what they were given")
         return "rows of probabilities and states come back"
 

@@ -104,9 +104,11 @@ class EmulatedEngine:
         return self._run("prefill_to_last_hidden_states", {sequence: tokens}, (1, len(tokens)))[0]
 
     def call(self, name: str, *arrays: np.ndarray, params: bool = False) -> tuple[Any, list[np.ndarray]]:
-        """Any function of tensors: what it returns, as an array if it is a tensor, and the arguments afterwards."""
+        """Any function of tensors: what it returns, with arrays for tensors, and the arguments afterwards."""
         tensors = [self._tensor(array) for array in arrays]
         result = self._vm[name](*tensors, *([self._params] if params else []))
+        if isinstance(result, tvm_ffi.Array):
+            result = list(map(self._array, result))
         return self._array(result) if isinstance(result, tvm_ffi.Tensor) else result, list(map(self._array, tensors))
 
     def _run(self, name: str, texts: dict[int, Sequence[int]], shape: tuple[int, int], *extra: Any,

@@ -13,6 +13,7 @@ from .norm import rms_norm
 from .paged_attention import merge_state, paged_decode, paged_prefill, ragged_prefill
 from .rope import rope_query
 from .router import router
+from .sampling import multinomial, renormalize_top_p, sample_top_p, take_probs, verify_drafts
 from .serving import (
     apply_bitmask,
     apply_logit_bias,
@@ -26,6 +27,7 @@ from .serving import (
     value_up,
     widen,
 )
+from .sort import sort_pass
 from .sparse_down import sparse_down
 from .sparse_up import sparse_up
 from .top_k import argmax, top_k
@@ -35,6 +37,7 @@ FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
            "argmax", "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads",
-           "latent_query", "linear", "merge_state", "paged_decode", "paged_prefill", "ragged_prefill", "rms_norm",
-           "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows", "softmax_with_temperature",
-           "sparse_down", "sparse_up", "top_k", "union", "value_up", "widen"]
+           "latent_query", "linear", "merge_state", "multinomial", "paged_decode", "paged_prefill", "ragged_prefill",
+           "renormalize_top_p", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p",
+           "scatter_rows", "softmax_with_temperature", "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k",
+           "union", "value_up", "verify_drafts", "widen"]

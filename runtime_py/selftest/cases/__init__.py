@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..subject import Subject
-from . import attention, cache, dense, experts, paged, rows, serving
+from . import attention, cache, dense, experts, paged, rows, sampling, serving
 
 Case = Callable[[Subject, int], Iterator[list[Any]]]
 
@@ -32,21 +32,27 @@ CASES: dict[str, Case] = {
     "latent_query": attention.latent_query,
     "linear": dense.linear,
     "merge_state": paged.merge_state,
+    "multinomial": sampling.multinomial,
     "paged_decode": paged.paged_decode,
     "paged_prefill": paged.paged_prefill,
     "ragged_prefill": paged.ragged_prefill,
+    "renormalize_top_p": sampling.renormalize_top_p,
     "rms_norm": rows.rms_norm,
     "rope_heads": serving.rope_heads,
     "rope_query": rows.rope_query,
     "router": experts.router,
     "row_numbers": serving.row_numbers,
+    "sample_top_p": sampling.sample_top_p,
     "scatter_rows": serving.scatter_rows,
     "softmax_with_temperature": serving.softmax_with_temperature,
+    "sort_pass": sampling.sort_pass,
     "sparse_down": experts.sparse_down,
     "sparse_up": experts.sparse_up,
+    "take_probs": sampling.take_probs,
     "top_k": rows.top_k,
     "union": experts.union,
     "value_up": serving.value_up,
+    "verify_drafts": sampling.verify_drafts,
     "widen": serving.widen,
 }
 """By the name of the kernel's factory."""
