@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-import struct
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from blockffn_mlc.errors import UserError
 from runtime_py.devices.program_cache import ProgramCache
 
 from ..tools import Tool
+from .binary import capabilities, with_entry_point, with_sound_constants
 from .shader import Shader
 
 GLSLC = Tool("glslc", "to compile shaders", lambda: shutil.which("glslc"),
@@ -22,8 +22,6 @@ GLSLC = Tool("glslc", "to compile shaders", lambda: shutil.which("glslc"),
 ENVIRONMENT = "vulkan1.1"
 _ARGUMENTS = ("-fshader-stage=compute", f"--target-env={ENVIRONMENT}", "-O")
 _CACHE = ProgramCache("spirv")
-_HEADER_WORDS = 5
-_OP_ENTRY_POINT, _OP_CAPABILITY = 15, 17
 # What shaders may ask of a device; anything else would be a mistake of ours. Numbers: the SPIR-V specification, 3.31.
 CAPABILITIES = {1: "Shader", 9: "Float16", 10: "Float64", 11: "Int64", 22: "Int16", 39: "Int8",
                 4433: "StorageBuffer16BitAccess", 4434: "UniformAndStorageBuffer16BitAccess",
@@ -76,38 +74,9 @@ def _compile(shader: Shader) -> bytes:
     if done.returncode:
         raise BadShader(f"kernel {shader.name}: glslc refuses the shader made of it, a mistake of the code "
                         f"generator: {done.stderr.decode()[:2000].strip()}; choose another target")
-    unknown = capabilities(done.stdout) - set(CAPABILITIES)
+    code = with_sound_constants(done.stdout)
+    unknown = capabilities(code) - set(CAPABILITIES)
     if unknown:
         raise BadShader(f"kernel {shader.name}: its shader asks for SPIR-V's capabilities {sorted(unknown)}, which "
                         "none of ours should, a mistake of the code generator; choose another target")
-    return done.stdout
-
-
-def capabilities(code: bytes) -> set[int]:
-    """The capabilities that a SPIR-V module declares."""
-    return {words[1] for words in _instructions(code) if words[0] & 0xFFFF == _OP_CAPABILITY}
-
-
-def with_entry_point(code: bytes, name: str) -> bytes:
-    """A SPIR-V module whose only entry point is called ``name``; GLSL's is always "main"."""
-    result = list(struct.unpack_from(f"<{_HEADER_WORDS}I", code))
-    for words in _instructions(code):
-        if words[0] & 0xFFFF == _OP_ENTRY_POINT:
-            # opcode, execution model, function, name (zero-terminated, padded to words), interface variables
-            end = next(i for i in range(3, len(words)) if 0 in struct.pack("<I", words[i])) + 1
-            text = name.encode() + b"\0"
-            text += b"\0" * (-len(text) % 4)
-            words = [*words[:3], *struct.unpack(f"<{len(text) // 4}I", text), *words[end:]]
-            words[0] = len(words) << 16 | _OP_ENTRY_POINT
-        result += words
-    return struct.pack(f"<{len(result)}I", *result)
-
-
-def _instructions(code: bytes) -> list[list[int]]:
-    words = struct.unpack(f"<{len(code) // 4}I", code)
-    found, i = [], _HEADER_WORDS
-    while i < len(words):
-        count = words[i] >> 16
-        found.append(list(words[i:i + count]))
-        i += count
-    return found
+    return code

@@ -16,8 +16,9 @@ from vulkan_harness import check_spirv
 from blockffn_mlc.builder import make_plan
 from blockffn_mlc.compile import compile_graph
 from targets import find_target
+from targets.vulkan.binary import capabilities
 from targets.vulkan.shader import Shader
-from targets.vulkan.spirv import CAPABILITIES, capabilities, compile_shaders
+from targets.vulkan.spirv import CAPABILITIES, compile_shaders
 
 HALF = {"Float16", "StorageBuffer16BitAccess"}
 MODELS = {"mla-q0f32": (MLA, set()), "gqa-q0f16": (GQA, HALF), "mla-q4f16_1": (MLA, HALF), "gqa-q4f32_1": (GQA, set())}

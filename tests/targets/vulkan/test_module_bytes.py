@@ -1,20 +1,23 @@
 """The format of a library's Vulkan module, read by a parser of its own, and what SPIR-V says of itself."""
 
+import shutil
 import struct
 import tarfile
+from dataclasses import replace
 
 import pytest
 import tvm
 from test_scalars import scalars
 from test_statements import collatz, vectors
 from tvm_bytes import Reader, read_functions, read_library
-from vulkan_harness import TARGET, module_of, shaders_of
+from vulkan_harness import TARGET, check_spirv, module_of, shaders_of
 
 from targets import find_target
 from targets.packing import Packed, string
 from targets.tools import system_library
 from targets.vulkan import export_library
 from targets.vulkan.module import module_bytes
+from targets.vulkan.spirv import compile_shaders
 
 FUNCTIONS = {"collatz": collatz, "few": lambda: scalars(16), "many": lambda: scalars(17), "wide": lambda: vectors(4)}
 
@@ -81,6 +84,23 @@ def test_buffers_are_bound_in_the_order_of_arguments(shaders):
         decorations = [operands[1:] for opcode, operands in instructions(codes[name][1]) if opcode == 71]  # OpDecorate
         assert {operands[1] for operands in decorations if operands[0] == 33} == set(range(buffers))  # Binding
         assert {operands[1] for operands in decorations if operands[0] == 34} == {0}  # DescriptorSet
+
+
+@pytest.mark.parametrize(("constant", "word"), [
+    ("uint16_t a = uint16_t(54524); y[0] = int16_t(a);", 0xFFFFD4FC),
+    ("y[0] = float16BitsToInt16(float16_t(-77.0));", 0xFFFFD4D0)])
+def test_small_constants_fill_their_words_with_their_sign(constant, word):
+    """spirv-opt 2022.4 leaves zeros there."""
+    (shader,) = shaders_of({"y": vectors(4)})
+    header = shader.source[:shader.source.index("layout")]
+    source = f"""{header}layout(std430, binding = 0) buffer Y {{ int16_t y[]; }}; void main() {{ {constant} }}"""
+    made = replace(shader, source=source)
+    (code,) = compile_shaders([made])
+    found = list(instructions(struct.unpack(f"<{len(code) // 4}I", code)))
+    (short,) = [operands[0] for opcode, operands in found if opcode == 21 and operands[1:] == (16, 1)]  # OpTypeInt
+    assert word in [operands[2] for opcode, operands in found if opcode == 43 and operands[0] == short]  # OpConstant
+    if shutil.which("spirv-val"):
+        check_spirv(made, code)
 
 
 def test_modules_are_joined_as_tvm_reads_them():
