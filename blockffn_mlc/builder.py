@@ -32,13 +32,12 @@ from .staging import check_destination, staging_folder
 from .target import Target
 
 TOKEN_STREAM = "token_stream.json"
-README = "README.md"
-# What the README of an artifact for phones says of a kind of device.
-_README_WORDS = {
-    "opencl": {"api": "OpenCL", "macro": "OPENCL", "rpc": "cl", "device_type": "4",
+# What files in an artifact for phones say of a kind of device.
+_DEVICE_WORDS = {
+    "opencl": {"api": "OpenCL", "macro": "OPENCL", "device_type": "4",
                "half": "Kernels need half precision (`cl_khr_fp16`).",
                "driver": "an OpenCL 1.2 driver that apps may load (`libOpenCL.so`)"},
-    "vulkan": {"api": "Vulkan", "macro": "VULKAN", "rpc": "vulkan", "device_type": "7",
+    "vulkan": {"api": "Vulkan", "macro": "VULKAN", "device_type": "7",
                "half": "Kernels need half precision (`shaderFloat16`, `storageBuffer16BitAccess`).",
                "driver": "a Vulkan 1.1 driver"},
 }
@@ -148,8 +147,8 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
         (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
         kernels = describe_kernels(plan.graph)
         (staging / KERNEL_CALLS).write_text(json.dumps(kernels), encoding="utf-8")
-        if plan.target.readme:
-            (staging / README).write_text(_readme(plan, out.name), encoding="utf-8")
+        for name, template in plan.target.files.items():
+            (staging / name).write_text(Template(template).substitute(_words(plan, out.name)), encoding="utf-8")
     return {"artifact": str(given), "kept_shards": 0 if twin else kept, **plan.summary()}
 
 
@@ -176,14 +175,16 @@ def _describe_library(target: Target, library: str, prefix: str, graph: Graph) -
     return fields
 
 
-def _readme(plan: Plan, artifact: str) -> str:
+def _words(plan: Plan, artifact: str) -> dict[str, Any]:
+    """What the templates of a target's files name."""
     ours = plan.chat["blockffn"]
     device = ours["device"]
-    words = _README_WORDS[device["kind"]]
-    return Template(plan.target.readme).substitute(
+    words = _DEVICE_WORDS[device["kind"]]
+    return dict(
         artifact=artifact, target=plan.target.name, quantization=plan.build.quantization.name,
-        library=ours["library"], library_file=Path(ours["library"]).name, system_lib=ours["system_lib"]["path"],
-        prefix=plan.prefix, model_lib=plan.prefix.removesuffix("_"), weight_megabytes=round(plan.weight_bytes / 1e6),
-        memory_megabytes=round(plan.summary()["total_bytes"] / 1e6), work_group=device["work_group"],
-        threadgroup_kilobytes=device["threadgroup_bytes"] >> 10, buffer_megabytes=device["buffer_bytes"] >> 20,
+        library=ours["library"], system_lib=ours["system_lib"]["path"], prefix=plan.prefix,
+        tvm_version=ours["tvm_version"], tvm_release=ours["tvm_version"].partition(".post")[0],
+        weight_megabytes=round(plan.weight_bytes / 1e6), memory_megabytes=round(plan.summary()["total_bytes"] / 1e6),
+        work_group=device["work_group"], threadgroup_kilobytes=device["threadgroup_bytes"] >> 10,
+        buffer_megabytes=device["buffer_bytes"] >> 20,
         precision=words["half"] if device["fp16"] else "Kernels compute in float32 throughout.", **words)

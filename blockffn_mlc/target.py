@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ class Target:
     """``name``: as given to ``--target``. ``host``: what the library's own code runs on, "MACHINE PROCESSOR, UNIT".
     ``kernels`` and ``tiles``: the kernel family and its numbers. ``forms``: the library's packages, the one that our
     runtime loads first. ``limits``: what a device allows (None: processors, which allow anything). ``prefill_chunk``:
-    tokens per pass unless the user says otherwise. ``readme``: a string.Template for the artifact's README.md.
+    tokens per pass unless the user says otherwise. ``files``: what else the artifact holds, string.Templates by name.
     ``export(executable, path, link)`` writes a library with a form's ``link``. ``mlc_device``: what MLC's packaging
     calls the devices, None where it makes no app for them. ``note``: what a build says beforehand."""
 
@@ -49,7 +49,7 @@ class Target:
     forms: tuple[Form, ...]
     limits: Limits | None = None
     prefill_chunk: int = 512
-    readme: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     export: Callable[[Any, str, Callable[..., None]], None] = export_library
     mlc_device: str | None = None
     note: str | None = None

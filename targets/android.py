@@ -28,7 +28,9 @@ LIMITS = {
 HOST = {"kind": "llvm", "mtriple": "aarch64-linux-android", "mattr": ["+neon"]}
 HOST_TEXT = "aarch64 generic, neon"
 PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small
-README = Path(__file__).with_name("android.md")
+_FOLDER = Path(__file__).parent
+FILES = {"README.md": (_FOLDER / "android.md").read_text(encoding="utf-8"),
+         "run_on_phone.py": (_FOLDER / "run_on_phone.py").read_text(encoding="utf-8")}
 
 
 def android_target(name: str, family: str) -> Target:
@@ -36,4 +38,4 @@ def android_target(name: str, family: str) -> Target:
     limits = LIMITS[family]
     return Target(name, HOST_TEXT, opencl(limits, tvm.target.Target(HOST)), schedules.gpu,
                   GPU_TILES[family], (android_library(), system_library()), limits, PREFILL_CHUNK,
-                  README.read_text(encoding="utf-8"), mlc_device="android")
+                  FILES, mlc_device="android")

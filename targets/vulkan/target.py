@@ -12,7 +12,7 @@ from blockffn_mlc.target import Form, Target
 from runtime_py.devices import list_devices
 from schedules.tiles import GPU_TILES
 
-from ..android import HOST, HOST_TEXT, PREFILL_CHUNK, README
+from ..android import FILES, HOST, HOST_TEXT, PREFILL_CHUNK
 from ..cpu import plain_host
 from ..limits import Limits
 from ..tools import android_library, host_library, system_library
@@ -41,7 +41,7 @@ def vulkan_target(probe: bool = False) -> Target:
 def vulkan_android_target() -> Target:
     """The target ``vulkan:android``: the same kernels, host code for 64-bit ARM."""
     target = _target("vulkan:android", HOST_TEXT, tvm.target.Target(HOST), LIMITS, android_library(), system_library())
-    return replace(target, prefill_chunk=PREFILL_CHUNK, readme=README.read_text(encoding="utf-8"), mlc_device="android")
+    return replace(target, prefill_chunk=PREFILL_CHUNK, files=FILES, mlc_device="android")
 
 
 def _probed() -> Limits:

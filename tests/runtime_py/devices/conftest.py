@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from building import build
+from checkpoints import write_random_checkpoint
 from machine import opencl_device, vulkan_device
 
 ROOT, HERE = Path(__file__).resolve().parents[3], Path(__file__).resolve().parent
@@ -41,6 +44,21 @@ def device(request):
 def each_device(request):
     """A device of every kind, one after the other: what is computed in float32."""
     return request.param()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """built(config, quantization, target): a model with random weights, or the demo (None), in a
+    folder."""
+    @cache
+    def built(config, quantization, target):
+        folder, model = tmp_path_factory.mktemp("built"), ()
+        if config is not None:
+            write_random_checkpoint(folder / "checkpoint", config)
+            model = ("--model", folder / "checkpoint")
+        build(*model, "--quantization", quantization, "--target", target, "-o", folder / "model", "-q")
+        return folder / "model"
+    return built
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,12 @@
 """The check of a device, and the benchmark of passes, on devices."""
 
 import json
-from functools import cache, partial
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from building import build
-from checkpoints import GQA, MLA, write_random_checkpoint
+from checkpoints import GQA, MLA
 from counters import counter
 from machine import opencl_device, vulkan_device
 
@@ -20,7 +19,7 @@ from runtime_py.selftest.checks import check_kernels
 from runtime_py.selftest.memory import GUARD, Guarded
 from runtime_py.tvm_runtime import set_threads
 
-DEMO = None
+DEMO = None  # for the fixture ``built``
 MLA_KERNELS, GQA_KERNELS = {"append_latent", "latent_query"}, {"append_heads"}
 ARTIFACTS = {  # the device, what is built for it, and kernels among others; the demo's draft has heads as GQA
     "GQA-q0f32-opencl": (opencl_device, GQA, "q0f32", GQA_KERNELS),
@@ -30,20 +29,6 @@ ARTIFACTS = {  # the device, what is built for it, and kernels among others; the
     "MLA-q4f32_1-opencl": (opencl_device, MLA, "q4f32_1", MLA_KERNELS),
     "demo-q4f16_1-opencl": (partial(opencl_device, half=True), DEMO, "q4f16_1", MLA_KERNELS | GQA_KERNELS),
 }
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """built(config, quantization, target): a model, in a folder."""
-    @cache
-    def built(config, quantization, target):
-        folder, model = tmp_path_factory.mktemp("verify"), ()
-        if config is not DEMO:
-            write_random_checkpoint(folder / "checkpoint", config)
-            model = ("--model", folder / "checkpoint")
-        build(*model, "--quantization", quantization, "--target", target, "-o", folder / "model", "-q")
-        return folder / "model"
-    return built
 
 
 @pytest.fixture
