@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -15,9 +15,9 @@ import numpy as np
 from schedules.tiles import MAX_TREE_NODES
 
 from .chat_config import FILE as CHAT_CONFIG
-from .chat_config import chat_config, copy_tokenizer
+from .chat_config import chat_config, copy_tokenizer, draft_chat_config
 from .checkpoint.draft import Draft
-from .compile import Graph, build_graph, planned_bytes
+from .compile import Graph, build_draft_graph, build_graph, planned_bytes
 from .config import BlockFFNConfig
 from .eagle import describe_draft
 from .errors import UserError
@@ -27,11 +27,12 @@ from .layers import Build
 from .libraries import STAGES, system_lib_prefix, write_libraries
 from .progress import Progress
 from .quantization import activations, quantization
-from .shards import Shard, Source, adopt_shards, fingerprint, plan_shards, write_shards
+from .shards import Journal, Shard, Source, adopt_shards, fingerprint, plan_shards, write_shards
 from .staging import check_destination, staging_folder
 from .target import Target
 
 TOKEN_STREAM = "token_stream.json"
+DRAFT = "draft"  # folder of the draft model for MLC's engine
 # What files in an artifact for phones say of a kind of device.
 _DEVICE_WORDS = {
     "opencl": {"api": "OpenCL", "macro": "OPENCL", "device_type": "4",
@@ -46,7 +47,8 @@ _DEVICE_WORDS = {
 @dataclass(frozen=True)
 class Plan:
     """Everything decided before work starts. ``library``: path in the artifact, without a suffix. ``prefix``: of a
-    system library's symbols. ``chat``: the contents of mlc-chat-config.json."""
+    system library's symbols. ``chat``: the contents of mlc-chat-config.json. ``draft``: of the draft model in a folder
+    of its own, for MLC's engine."""
 
     build: Build
     target: Target
@@ -55,6 +57,7 @@ class Plan:
     library: str
     prefix: str
     chat: dict[str, Any]
+    draft: Plan | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -95,11 +98,18 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
     build = make_build(config, target, quantization_name, context_window, prefill_chunk, activation_format, draft, mlc)
     prefix = system_lib_prefix(prefix, name, quantization_name)
     graph = build_graph(build)
-    if target.limits:
-        target.limits.check_shapes(target.name, graph.kernels(), max(build.prefill_chunk, MAX_TREE_NODES))
     library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
     chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
-    return Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
+    plan = Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
+    if mlc and draft:
+        graph, library = build_draft_graph(build), f"{library}-draft"
+        plan = replace(plan, draft=Plan(build, target, graph, plan_shards(graph.parameters), library, f"{prefix}draft_",
+                                        draft_chat_config(chat, build)))
+        chat["blockffn"]["mlc_draft"] = {"folder": DRAFT, "library": f"{DRAFT}/{library}{target.forms[0].suffix}"}
+    if target.limits:
+        for part in filter(None, (plan, plan.draft)):
+            target.limits.check_shapes(target.name, part.graph.kernels(), max(build.prefill_chunk, MAX_TREE_NODES))
+    return plan
 
 
 def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
@@ -141,15 +151,32 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
         with progress.bytes("weights", plan.weight_bytes) as advance:
             kept = write_shards(staging, plan.shards, source, journal, jobs, advance)
         copy_tokenizer(folder, staging)
+        if plan.draft:
+            _write_draft(plan.draft, source, staging / DRAFT, jobs, progress)
         if token_stream is not None:
             (staging / TOKEN_STREAM).write_text(json.dumps(token_stream.tolist()), encoding="utf-8")
-        text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
-        (staging / CHAT_CONFIG).write_text(text, encoding="utf-8")
+        _write_chat_config(plan, staging)
         kernels = describe_kernels(plan.graph)
         (staging / KERNEL_CALLS).write_text(json.dumps(kernels), encoding="utf-8")
         for name, template in plan.target.files.items():
             (staging / name).write_text(Template(template).substitute(_words(plan, out.name)), encoding="utf-8")
     return {"artifact": str(given), "kept_shards": 0 if twin else kept, **plan.summary()}
+
+
+def _write_draft(plan: Plan, source: Source, folder: Path, jobs: int, progress: Progress) -> None:
+    """The draft model for MLC's engine. It is small: after an interruption it is written anew."""
+    folder.mkdir()
+    with progress.stages("mlc draft", STAGES) as stage:
+        write_libraries(plan.graph, plan.target, folder / plan.library, plan.prefix, stage)
+    journal = Journal(folder, "")
+    write_shards(folder, plan.shards, source, journal, jobs, lambda stored: None)
+    journal.remove()
+    _write_chat_config(plan, folder)
+
+
+def _write_chat_config(plan: Plan, folder: Path) -> None:
+    text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
+    (folder / CHAT_CONFIG).write_text(text, encoding="utf-8")
 
 
 def weights_identity(plan: Plan, identity: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .sentencepiece_model import tokenizer_from_sentencepiece
 
 FILE = "mlc-chat-config.json"
 FORMAT_VERSION = 1
+DRAFT_TYPE = "eagle"  # MLC's name for models of this kind
 USER, ASSISTANT = "<用户>", "<AI>"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", SENTENCEPIECE,
@@ -53,6 +55,14 @@ def chat_config(build: Build, library: dict[str, Any], folder: Path | None) -> d
             "cache": {"shape": list(cache_shape(build)), "dtype": build.quantization.cache_dtype},
             **({"draft": describe_draft(build)} if build.draft else {})},
     }
+
+
+def draft_chat_config(target: dict[str, Any], build: Build) -> dict[str, Any]:
+    """The file of the draft model for MLC's engine, from its ``target``'s. Our runtime reads the draft in the artifact
+    itself: there is no section ``blockffn``."""
+    sizes = {name: target["model_config"][name] for name in ("vocab_size", "context_window_size", "prefill_chunk_size")}
+    return {name: value for name, value in target.items() if name != "blockffn"} | {
+        "model_type": DRAFT_TYPE, "model_config": asdict(build.draft.config) | sizes, "tokenizer_files": []}
 
 
 def tokenizer_files(folder: Path | None) -> list[str]:

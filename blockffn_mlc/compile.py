@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from tvm import relax
 from schedules.builder import ORIGIN
 
 from .attention import cache_shape
+from .chat_config import DRAFT_TYPE
 from .eagle import attention_build, describe_draft
 from .layers import Build
-from .mlc.kv_cache import mend_creation
+from .mlc.draft import ServedDraft
+from .mlc.kv_cache import cache_bytes, mend_creation
 from .mlc.metadata import mlc_metadata
 from .mlc.model import BOUNDS, ServedModel
 from .model import Model
@@ -30,12 +32,13 @@ METADATA = "_metadata"
 @dataclass(frozen=True)
 class Graph:
     """The model before lowering: its module, and its weights in argument order. ``passes``: the functions that our own
-    runtime calls."""
+    runtime calls. ``memory_usage``: bytes of intermediate results that one call of each function holds."""
 
     module: tvm.IRModule
     parameters: list[tuple[str, nn.Parameter]]
     cache_bytes: int
     passes: tuple[str, ...] = ()
+    memory_usage: dict[str, int] = field(default_factory=dict)
 
     def kernels(self) -> dict[str, tvm.tirx.PrimFunc]:
         """Our kernels by name."""
@@ -64,9 +67,23 @@ def build_graph(build: Build) -> Graph:
     module, parameters = model.export_tvm(spec=model.export_spec())
     if build.mlc:
         module = mend_creation(module, build)
+    own_caches = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
+    return _graph(module, build, parameters, own_caches, tuple(Model.export_spec(model)), {})
+
+
+def build_draft_graph(build: Build) -> Graph:
+    """Describe the draft model as a model of its own, for MLC's engine."""
+    model, own = ServedDraft(build), attention_build(build)
+    module, parameters = model.export_tvm(spec=model.export_spec())
+    return _graph(mend_creation(module, own), build, parameters, cache_bytes(own), (),
+                  {"model_type": DRAFT_TYPE, **mlc_metadata(own)})
+
+
+def _graph(module: tvm.IRModule, build: Build, parameters: list[tuple[str, nn.Parameter]], cache: int,
+           passes: tuple[str, ...], fields: dict[str, Any]) -> Graph:
     module = _with_upper_bounds(module, build)
-    cache_bytes = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
-    return Graph(_with_metadata(module, build, parameters), parameters, cache_bytes, tuple(Model.export_spec(model)))
+    usage = _memory_usage(module)
+    return Graph(_with_metadata(module, metadata(build, parameters, usage) | fields), parameters, cache, passes, usage)
 
 
 def _cache_bytes(build: Build) -> int:
@@ -89,30 +106,39 @@ def compile_graph(graph: Graph, target: tvm.target.Target, stage: Callable[[str]
 
 def planned_bytes(graph: Graph) -> int:
     """Bytes of intermediate results that one call of ``forward`` or ``draft`` holds, for the longest chunk."""
-    with tvm.transform.PassContext(opt_level=3):
-        planned = tvm.transform.Sequential(_PLANNING)(graph.module)
+    return max(graph.memory_usage.get(name, 0) for name in ("forward", "draft"))
 
-    def storage(function: relax.Function) -> int:
+
+def _memory_usage(module: tvm.IRModule) -> dict[str, int]:
+    """By function the bytes that a call allocates for intermediate results, for the largest arguments. What a function
+    returns is allocated anew and not among them, unless its size is fixed (as MLC counts)."""
+    with tvm.transform.PassContext(opt_level=3):
+        planned = tvm.transform.Sequential(_PLANNING)(module)
+
+    def allocated(function: relax.Function) -> int:
         sizes: list[int] = []
 
         def visit(node: Any) -> None:
-            if isinstance(node, relax.Call) and node.op == tvm.ir.Op.get("relax.memory.alloc_storage"):
-                sizes.append(math.prod(int(size) for size in node.args[0].values))
+            if isinstance(node, relax.Call) and node.op in _ALLOCATIONS and all(
+                    isinstance(size, tvm.tirx.IntImm) for size in node.args[0].values):
+                itemsize = 1 if node.op == _STORAGE else np.dtype(node.args[1].value).itemsize
+                sizes.append(math.prod(int(size) for size in node.args[0].values) * itemsize)
 
         relax.analysis.post_order_visit(function.body, visit)
         return sum(sizes)
 
-    return max(storage(planned[name]) for name in {"forward", "draft"} & set(graph.functions()))
+    return {var.name_hint: allocated(function) for var, function in planned.functions.items()
+            if isinstance(function, relax.Function)}
 
 
-def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]]) -> dict[str, Any]:
+def metadata(build: Build, parameters: list[tuple[str, nn.Parameter]], memory_usage: dict[str, int]) -> dict[str, Any]:
     """What ``_metadata()`` returns (MLC's model metadata; ``params`` fixes the argument order)."""
     return {
         "model_type": "minicpm", "quantization": build.quantization.name,
         "context_window_size": build.context_window, "prefill_chunk_size": build.prefill_chunk, "max_batch_size": 1,
         "sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1, "active_vocab_size": build.config.vocab_size, "model_task": "chat",
-        "kv_state_kind": "none", "memory_usage": {}, **(mlc_metadata(build) if build.mlc else {}),
+        "kv_state_kind": "none", "memory_usage": memory_usage, **(mlc_metadata(build) if build.mlc else {}),
         **({"draft": describe_draft(build)} if build.draft else {}),
         "params": [{"name": name, "dtype": str(parameter.dtype), "shape": [int(size) for size in parameter.shape],
                     "preprocs": [], "pipeline_stages": [0]} for name, parameter in parameters],
@@ -128,14 +154,16 @@ def _with_upper_bounds(module: tvm.IRModule, build: Build) -> tvm.IRModule:
     return module
 
 
-def _with_metadata(module: tvm.IRModule, build: Build, parameters: list[tuple[str, nn.Parameter]]) -> tvm.IRModule:
-    text = json.dumps(metadata(build, parameters))
+def _with_metadata(module: tvm.IRModule, fields: dict[str, Any]) -> tvm.IRModule:
+    text = json.dumps(fields)
     builder = relax.BlockBuilder(module)
     with builder.function(METADATA, params=[]):
         builder.emit_func_output(tvm.ir.StringImm(text))
     return builder.get()
 
 
+_STORAGE = tvm.ir.Op.get("relax.memory.alloc_storage")
+_ALLOCATIONS = (_STORAGE, tvm.ir.Op.get("relax.builtin.alloc_tensor"))
 _PLANNING = [
     relax.transform.ToNonDataflow(), relax.transform.RemovePurityChecking(), relax.transform.CallTIRRewrite(),
     relax.transform.StaticPlanBlockMemory(),

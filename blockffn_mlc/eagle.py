@@ -56,7 +56,10 @@ class EagleLayer(nn.Module):
         self.down_proj = Linear(build, "down_proj", inner, hidden, [f"{prefix}.mlp.down_proj"], residual_scale=1.0)
 
     def forward(self, x: nn.Tensor, chunk: Chunk, cache: nn.Tensor) -> nn.Tensor:
-        x = self.self_attn(self.input_layernorm(x), x, chunk, cache)
+        return self.feed_forward(self.self_attn(self.input_layernorm(x), x, chunk, cache))
+
+    def feed_forward(self, x: nn.Tensor) -> nn.Tensor:
+        """What follows attention: f32 [n, H] -> f32 [n, H]."""
         inner = call(self.gated_silu, "gated_silu", [self.gate_up_proj(self.post_attention_layernorm(x))],
                      activation_spec(self.build, (x.shape[0], self.build.draft.config.intermediate_size)))
         return self.down_proj(inner, x)
@@ -102,12 +105,21 @@ class Eagle(nn.Module):
         m = rows.shape[0]
         if self.rope_table is not None:
             chunk = chunk._replace(rope_table=self.rope_table)
-        x = self.fc2(self.input_norm2(hidden), self.fc1(self.input_norm1(embedding)))
+        x = self.fuse(embedding, hidden)
         for layer, cache in zip(self.layers, caches):
             x = layer(x, chunk, cache)
         picked = call(self.pick, "draft_rows", [x, rows],
                       activation_spec(self.build, (m, self.build.config.hidden_size)))
-        logits = call(self.head, "draft_head", [picked, *blocks(self.lm_head)], ((m, self.vocabulary), "float32"))
+        logits = self.logits(picked)
         lists = [logits] if self.token_ids is None else [logits, self.token_ids]
         tokens, log_probs = call(self.top_k, "top_k", lists, ((m, self.k), "int32"), ((m, self.k), "float32"))
         return tokens, log_probs, logits, x
+
+    def fuse(self, embedding: nn.Tensor, hidden: nn.Tensor) -> nn.Tensor:
+        """What the layers start from: of a token's embedding and the state before it, f32 [n, H] -> f32 [n, H]."""
+        return self.fc2(self.input_norm2(hidden), self.fc1(self.input_norm1(embedding)))
+
+    def logits(self, rows: nn.Tensor) -> nn.Tensor:
+        """rows: activations [m, H] -> f32 [m, V'], in the order of the frequency list."""
+        return call(self.head, "draft_head", [rows, *blocks(self.lm_head)],
+                    ((rows.shape[0], self.vocabulary), "float32"))

@@ -88,6 +88,10 @@ class Journal:
         else:
             _replace_text(self._path, identity + "\n")
 
+    def remove(self) -> None:
+        """The build is finished."""
+        self._path.unlink()
+
     def add(self, file: str, md5: str) -> None:
         """Record a shard that has its final name."""
         self.finished[file] = md5

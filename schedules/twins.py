@@ -207,3 +207,9 @@ def verify_drafts(probs: np.ndarray, nodes: np.ndarray, draft_probs: np.ndarray,
                 child = next_sibling[child]
         nodes[tree] = node
     return probs, nodes
+
+
+def whole_vocabulary(logits: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """logits f32 [b, V'], places int32 [V] -> f32 [b, V]: of each token its column of ``logits``, or the lowest float32
+    where it has none (a negative place)."""
+    return np.where(places >= 0, logits[:, places], np.finfo(np.float32).min).astype(np.float32)

@@ -85,6 +85,7 @@ class ServedModel(SamplerFunctions, Model):
 
     def __init__(self, build: Build) -> None:
         super().__init__(build)
+        self.cache_build = build
         c, kernels, tiles = build.config, build.kernels, build.tiles
         paged = PagedLatent if c.is_mla else PagedHeads
         self.paged = [paged(build, layer.self_attn) for layer in self.layers]
@@ -161,8 +162,8 @@ class ServedModel(SamplerFunctions, Model):
     def create_tir_paged_kv_cache(self, max_batch_size: tirx.Var, max_total_seq_len: tirx.Var,
                                   prefill_chunk_size: tirx.Var, page_size: tirx.Var,
                                   support_sliding_window: tirx.Var):
-        return create_cache(self.build, [max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
-                                         support_sliding_window])
+        return create_cache(self.cache_build, [max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
+                                               support_sliding_window])
 
     def _rows(self, first: Any, count: Any) -> nn.Tensor:
         first = tirx.IntImm("int64", first) if isinstance(first, int) else first

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from blockffn_mlc.errors import UserError
 from schedules import twins
 
 from ..engine import Engine
 from ..tvm_runtime import model_library
+from .draft_check import DraftWalk
 from .engine import EmulatedEngine
 from .functions import CHAT, FUNCTIONS, SAMPLER, SAMPLING_DEVICES
 from .sampler_check import SamplerWalk
+from .schema import check_metadata
 from .steps import Step, Wrong, attempt
 
 SEQUENCES, TOKENS = 4, 256
@@ -20,11 +23,6 @@ _PROMPT, _STEPS = 12, 24
 # NMSE of logits against our runtime's, and the gap of the two largest below which a choice may differ: attention sums
 # in another order here, with a float16 cache its results are rounded, and 8-bit codes of activations enlarge either.
 _BOUNDS = {"float32": (1e-9, 1e-4), "float16": (1e-4, 5e-2), "int8": (1e-2, 0.3)}
-_METADATA = {"model_type": str, "quantization": str, "context_window_size": int, "prefill_chunk_size": int,
-             "max_batch_size": int, "tensor_parallel_shards": int, "pipeline_parallel_stages": int, "params": list,
-             "memory_usage": dict, "kv_cache": dict, "kv_state_kind": str, "sliding_window_size": int,
-             "attention_sink_size": int}
-_KV_CACHE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 def check(engine: Engine) -> Iterator[Step]:
@@ -38,13 +36,16 @@ def check(engine: Engine) -> Iterator[Step]:
         return f"{len(mlc.metadata['params'])} weights by name"
 
     for name, step in (("load", load), ("functions", lambda: _functions(mlc, engine.device.kind)),
-                       ("metadata", lambda: _metadata(mlc)), ("create cache", lambda: _create(mlc))):
+                       ("metadata", lambda: metadata(mlc)), ("create cache", lambda: _create(mlc))):
         result = attempt(name, step)
         yield result
         if not result.ok:
             return
-    for name, step in _Walk(engine, mlc).steps():
+    walk = _Walk(engine, mlc)
+    for name, step in walk.steps():
         yield attempt(name, step)
+    if "mlc_draft" in artifact.chat_config["blockffn"]:
+        yield from walk.draft().steps(metadata, _create)
 
 
 def presence(has: Callable[[str], bool], device: str) -> dict[str, str]:
@@ -62,18 +63,13 @@ def _functions(mlc: EmulatedEngine, device: str) -> str:
     return f"{list(found.values()).count('present')} of {len(found)}, the others are optional"
 
 
-def _metadata(mlc: EmulatedEngine) -> str:
+def metadata(mlc: EmulatedEngine) -> str:
+    """What the engine reads of a library before it uses it. Raises Wrong."""
     found = mlc.metadata
-    for field, kind in _METADATA.items():
-        if not isinstance(found.get(field), kind):
-            raise Wrong(f"field {field!r}: expected {kind.__name__}, found {found.get(field)!r:.40}; rebuild with "
-                         "--mlc")
-    for field in _KV_CACHE:
-        if not isinstance(found["kv_cache"].get(field), int):
-            raise Wrong(f"field 'kv_cache.{field}': expected an integer, found {found['kv_cache'].get(field)!r:.40}")
-    for field in ("tensor_parallel_shards", "pipeline_parallel_stages"):
-        if found[field] != 1:
-            raise Wrong(f"field {field!r}: expected 1, found {found[field]}")
+    try:
+        check_metadata(found)
+    except UserError as error:
+        raise Wrong(f"{error}; rebuild with --mlc") from None
     return f"{found['model_type']}, {found['quantization']}, batches of {found['max_batch_size']}"
 
 
@@ -118,6 +114,11 @@ class _Walk:
         if self._mlc.has("scatter_probs"):
             yield "scatter, gather", self._move
 
+    def draft(self) -> DraftWalk:
+        """The steps with the draft model, which come last."""
+        return DraftWalk(self._engine, self._mlc, self._close, self._prompt, self._other, self._text,
+                         _gaps(self._logits), self._gap)
+
     def _close(self, found: np.ndarray, expected: np.ndarray, what: str = "logits") -> str:
         error = float(((found - expected.astype(np.float64))**2).sum() / (expected.astype(np.float64)**2).sum())
         if not error <= self._nmse:
@@ -131,7 +132,7 @@ class _Walk:
     def _decode(self) -> str:
         rows = np.array([self._mlc.decode(0, token) for token in self._text[_PROMPT:]])
         expected = self._logits[_PROMPT:]
-        gaps = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2]
+        gaps = _gaps(expected)
         differ = (rows.argmax(1) != expected.argmax(1)) & (gaps > self._gap)
         if differ.any():
             at = int(np.argmax(differ))
@@ -217,3 +218,8 @@ class _Walk:
                 raise Wrong(f"scatter_{what} and gather_{what} do not bring back what they were given")
         return "rows of probabilities and states come back"
 
+
+def _gaps(logits: np.ndarray) -> np.ndarray:
+    """f32 [n, V] -> how far apart each row's two largest are."""
+    second, first = np.partition(logits, -2, axis=1)[:, -2:].T
+    return first - second

@@ -99,9 +99,24 @@ class EmulatedEngine:
         commit(self._cache, tvm_ffi.Shape((sequence,)), tvm_ffi.Shape((path[-1] if path else -1,)))
         self._lengths[sequence] += len(path)
 
-    def hidden(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
-        """Append tokens; the states after the final norm, f32 [tokens, H]."""
-        return self._run("prefill_to_last_hidden_states", {sequence: tokens}, (1, len(tokens)))[0]
+    def hidden(self, sequence: int, tokens: Sequence[int], before: np.ndarray | None = None, *,
+               kind: str = "prefill", parents: Sequence[int] | None = None) -> np.ndarray:
+        """Append tokens; their states after the final norm, f32 [tokens, H]. ``before``, for a draft model: the state
+        before each token. ``kind`` of function: prefill, decode (one token) or batch_verify, which takes ``parents`` as
+        ``verify`` does."""
+        return self._run(f"{kind}_to_last_hidden_states", {sequence: tokens}, (1, len(tokens)), parents=parents,
+                         before=before)[0]
+
+    def batch_hidden(self, texts: dict[int, Sequence[int]], before: np.ndarray, *, decode: bool) -> np.ndarray:
+        """Append tokens to several sequences of a draft model, with the states before them one after the other; states
+        f32 [tokens, H]. ``decode``: one token each, with the function for that."""
+        count = sum(map(len, texts.values()))
+        name, shape = ("batch_decode", (count, 1)) if decode else ("batch_prefill", (1, count))
+        return self._run(f"{name}_to_last_hidden_states", texts, shape, before=before).reshape(count, -1)
+
+    def logits(self, states: np.ndarray) -> np.ndarray:
+        """states f32 [n, H] -> logits f32 [n, V]."""
+        return self.call("get_logits", states, params=True)[0]
 
     def call(self, name: str, *arrays: np.ndarray, params: bool = False) -> tuple[Any, list[np.ndarray]]:
         """Any function of tensors: what it returns, with arrays for tensors, and the arguments afterwards."""
@@ -112,12 +127,14 @@ class EmulatedEngine:
         return self._array(result) if isinstance(result, tvm_ffi.Tensor) else result, list(map(self._array, tensors))
 
     def _run(self, name: str, texts: dict[int, Sequence[int]], shape: tuple[int, int], *extra: Any,
-             parents: Sequence[int] | None = None) -> np.ndarray:
+             parents: Sequence[int] | None = None, before: np.ndarray | None = None) -> np.ndarray:
         tree = [] if parents is None else [tvm_ffi.Shape(parents)]
         lengths = tvm_ffi.Shape([len(tokens) for tokens in texts.values()])
         _global("vm.builtin.kv_state_begin_forward")(self._cache, tvm_ffi.Shape(list(texts)), lengths, *tree)
         ids = np.concatenate([np.array(tokens, np.int32) for tokens in texts.values()])
         embedded = self._vm["embed"](self._tensor(ids), self._params)
+        if before is not None:
+            embedded = self._vm["fuse_embed_hidden_states"](embedded, self._tensor(before), self._params)
         view = _global("runtime.TVMTensorCreateView")
         embedded = view(embedded, tvm_ffi.Shape((*shape, embedded.shape[1])), embedded.dtype, 0)
         result = self._vm[name](embedded, *extra, self._cache, self._params)

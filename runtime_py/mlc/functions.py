@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 CHAT, TARGET, LATENT, SAMPLER = "chat", "EAGLE target", "chat with an MLA cache", "sampling on the device"
+DRAFT = "EAGLE draft"
 SAMPLING_DEVICES = ("cuda", "vulkan", "metal")  # where MLC samples on the device; elsewhere it does on the processor
 
 
@@ -33,6 +34,12 @@ FUNCTIONS = {
     "multinomial_from_uniform": Function(3, SAMPLER), "argsort_probs": Function(1, SAMPLER),
     "sample_with_top_p": Function(5, SAMPLER), "sampler_take_probs": Function(5, SAMPLER),
     "renormalize_by_top_p": Function(3, SAMPLER), "sampler_verify_draft_tokens": Function(7, SAMPLER),
+    "fuse_embed_hidden_states": Function(3, DRAFT),
     "create_flashinfer_paged_kv_cache": Function(5, None), "batch_get_logits": Function(2, None),
     "batch_select_last_hidden_states": Function(3, None), "cuda_graph_alloc_init": Function(0, None),
 }
+# What a draft model's own library must have.
+DRAFT_FUNCTIONS = ("embed", "alloc_embedding_tensor", "create_tir_paged_kv_cache", "fuse_embed_hidden_states",
+                   "prefill_to_last_hidden_states", "batch_prefill_to_last_hidden_states",
+                   "decode_to_last_hidden_states", "batch_decode_to_last_hidden_states",
+                   "gather_probs", "scatter_probs", "gather_hidden_states", "scatter_hidden_states")

@@ -30,6 +30,6 @@ def attempt(name: str, step: Callable[[], str]) -> Step:
         return Step(name, True, step())
     except Wrong as wrong:
         return Step(name, False, str(wrong))
-    except (RuntimeError, AttributeError, ValueError, TypeError, KeyError) as error:
+    except (RuntimeError, AttributeError, ValueError, TypeError, KeyError, OSError) as error:
         lines = str(error).strip().splitlines()
         return Step(name, False, f"fails: {lines[0] if lines else type(error).__name__}")

@@ -23,6 +23,7 @@ from .serving import (
     scatter_rows,
     softmax_with_temperature,
     value_up,
+    whole_vocabulary,
     widen,
 )
 from .sparse_down import sparse_down
@@ -35,4 +36,5 @@ FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
            "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads", "latent_query",
            "linear", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
-           "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "value_up", "widen"]
+           "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "value_up", "whole_vocabulary",
+           "widen"]

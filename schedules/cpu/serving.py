@@ -243,6 +243,27 @@ def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
 
 
 @factory
+def whole_vocabulary(tiles: CpuTiles, vocab: int, listed: int) -> tvm.tirx.PrimFunc:
+    """y[b, v] = x[b, places[v]], or the lowest float32 where places[v] is negative: logits of the listed tokens as
+    logits of all.
+
+    Parameters: x f32 [b, listed]; places int32 [vocab]; y f32 [b, vocab].
+    """
+    with kernel(__name__) as k:
+        b = k.rows_var()
+        x = k.tensor((b, listed))
+        places = k.tensor((vocab,), "int32")
+        y = k.tensor((b, vocab))
+
+        def body(row: Any) -> None:
+            with T.serial(0, vocab) as v:
+                T.buffer_store(y, T.if_then_else(places[v] >= 0, x[row, places[v]], T.float32(_MASKED)), [row, v])
+
+        over_rows(b, tiles.parallel_rows, body)
+    return k.func
+
+
+@factory
 def gather_rows(tiles: CpuTiles, width: int, dtype: str) -> tvm.tirx.PrimFunc:
     """target[i] = source[rows[i]]. Parameters: target [k, width]; source [m, width]; rows int32 [k]."""
     with kernel(__name__) as k:

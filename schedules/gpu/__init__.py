@@ -25,6 +25,7 @@ from .serving import (
     scatter_rows,
     softmax_with_temperature,
     value_up,
+    whole_vocabulary,
     widen,
 )
 from .sort import sort_pass
@@ -40,4 +41,4 @@ __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask"
            "latent_query", "linear", "merge_state", "multinomial", "paged_decode", "paged_prefill", "ragged_prefill",
            "renormalize_top_p", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p",
            "scatter_rows", "softmax_with_temperature", "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k",
-           "union", "value_up", "verify_drafts", "widen"]
+           "union", "value_up", "verify_drafts", "whole_vocabulary", "widen"]

@@ -205,6 +205,22 @@ def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
 
 
 @factory
+def whole_vocabulary(tiles: GpuTiles, vocab: int, listed: int) -> tvm.tirx.PrimFunc:
+    """Logits of the listed tokens as logits of all; parameters as the CPU kernel's."""
+    with kernel(__name__) as k:
+        b = k.rows_var()
+        x = k.tensor((b, listed))
+        places = k.tensor((vocab,), "int32")
+        y = k.tensor((b, vocab))
+        with launch((ceil_div(vocab, tiles.items), b), (tiles.items,)) as ((part, row), (item,)):
+            token = T.bind(part * tiles.items + item)
+            with when(token < vocab):
+                place = T.bind(places[token])
+                T.buffer_store(y, T.if_then_else(place >= 0, x[row, place], T.float32(_MASKED)), [row, token])
+    return k.func
+
+
+@factory
 def gather_rows(tiles: GpuTiles, width: int, dtype: str) -> tvm.tirx.PrimFunc:
     """target[i] = source[rows[i]]; parameters as the CPU kernel's."""
     with kernel(__name__) as k:

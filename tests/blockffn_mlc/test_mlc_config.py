@@ -6,11 +6,12 @@ import re
 
 import pytest
 from building import build
-from checkpoints import GQA, write_random_checkpoint
+from checkpoints import GQA, write_random_checkpoint, write_random_draft
 
 from blockffn_mlc import builder, shards
 from blockffn_mlc.builder import make_plan
-from blockffn_mlc.compile import metadata
+from blockffn_mlc.checkpoint.draft import Draft
+from blockffn_mlc.draft_config import DraftConfig
 from blockffn_mlc.errors import UserError
 from runtime_py.mlc import schema
 from targets import find_target
@@ -40,7 +41,8 @@ def refusal(check, raw):
 
 @pytest.fixture(scope="module")
 def plan():
-    return make_plan(GQA, find_target("cpu"), "q4f16_1", mlc=True)
+    draft = Draft(DraftConfig(GQA.hidden_size, 1, 96, 4, 2, 16), True, tuple(range(0, GQA.vocab_size, 2)))
+    return make_plan(GQA, find_target("cpu"), "q4f16_1", draft=draft, mlc=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +50,12 @@ def written(tmp_path_factory):
     """An artifact's folder; its library is not compiled."""
     folder = tmp_path_factory.mktemp("written")
     write_random_checkpoint(folder / "model", GQA)
+    write_random_draft(folder / "draft", GQA, frequent=range(0, GQA.vocab_size, 2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "write_libraries", lambda *_: None)
         patch.setattr(shards, "SHARD_BYTES", 8192)
-        build("--model", folder / "model", "--mlc", "--quantization", "q4f16_1", "-o", folder / "out")
+        build("--model", folder / "model", "--draft", folder / "draft", "--mlc", "--quantization", "q4f16_1",
+              "-o", folder / "out")
     return folder / "out"
 
 
@@ -59,13 +63,24 @@ def read(folder, name):
     return json.loads((folder / name).read_text())
 
 
+def described(graph):
+    """What a library's _metadata() says."""
+    return json.loads(graph.relax_functions()["_metadata"].body.body.value)
+
+
 def documents(plan, written):
     return {"chat": (schema.check_chat_config, schema.CHAT_CONFIG, read(written, "mlc-chat-config.json")),
-            "metadata": (schema.check_metadata, schema.METADATA, metadata(plan.build, plan.graph.parameters)),
+            "metadata": (schema.check_metadata, schema.METADATA, described(plan.graph)),
+            "draft's chat": (schema.check_chat_config, schema.CHAT_CONFIG, read(written, "draft/mlc-chat-config.json")),
+            "draft's metadata": (schema.check_metadata, schema.METADATA, described(plan.draft.graph)),
+            "draft's index": (schema.check_tensor_cache, schema.INDEX, read(written, "draft/tensor-cache.json")),
             "index": (schema.check_tensor_cache, schema.INDEX, read(written, "tensor-cache.json"))}
 
 
-@pytest.mark.parametrize("document", ["chat", "metadata", "index"])
+DOCUMENTS = [f"{of}{name}" for of in ("", "draft's ") for name in ("chat", "metadata", "index")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_is_written_fits_the_schema_and_every_field_is_needed(plan, written, document):
     check, kinds, good = documents(plan, written)[document]
     check(good, "FILE")
@@ -94,9 +109,9 @@ def test_records_of_tensors_and_parameters_are_checked_by_name(plan, written):
         bad = copy.deepcopy(index)
         del bad["records"][-1][name]
         assert f"field {name!r} is missing" in refusal(schema.check_tensor_cache, bad)
-    _, _, described = documents(plan, written)["metadata"]
+    _, _, good = documents(plan, written)["metadata"]
     for name in schema.PARAM:
-        bad = copy.deepcopy(described)
+        bad = copy.deepcopy(good)
         del bad["params"][3][name]
         assert f"field {name!r} is missing" in refusal(schema.check_metadata, bad)
 
@@ -144,11 +159,11 @@ def test_the_template_renders_the_released_chat_format(written):
     assert template["stop_token_ids"] == list(GQA.eos_token_id)
 
 
-def test_parameters_are_those_of_the_tensor_cache(plan, written):
-    described = metadata(plan.build, plan.graph.parameters)["params"]
-    stored = {tensor["name"]: tensor for shard in read(written, "tensor-cache.json")["records"]
-              for tensor in shard["records"]}
-    assert {param["name"]: (param["dtype"], param["shape"]) for param in described} == {
+@pytest.mark.parametrize("of", ["", "draft's "])
+def test_parameters_are_those_of_the_tensor_cache(plan, written, of):
+    (_, _, described), (_, _, index) = (documents(plan, written)[f"{of}{name}"] for name in ("metadata", "index"))
+    stored = {tensor["name"]: tensor for shard in index["records"] for tensor in shard["records"]}
+    assert {param["name"]: (param["dtype"], param["shape"]) for param in described["params"]} == {
         name: (tensor["dtype"], tensor["shape"]) for name, tensor in stored.items()}
 
 

@@ -3,32 +3,43 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from building import build
 
 from runtime_py.cli import main
 from runtime_py.engine import Engine
 from runtime_py.mlc.check import check
+from runtime_py.mlc.eagle import EmulatedEagle
 from runtime_py.mlc.engine import EmulatedEngine
 from runtime_py.mlc.functions import FUNCTIONS
+from runtime_py.tvm_runtime import model_library
+from targets import TARGETS, find_target
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 STEPS = ["load", "functions", "metadata", "create cache", "prefill", "decode", "go back", "second turn",
          "two sequences", "fork", "verify a chain", "verify a tree", "hidden states", "sampler path", "scatter, gather"]
+DRAFT_STEPS = ["load draft", "draft functions", "draft metadata", "draft cache", "draft states", "draft in batches",
+               "speculate"]
 MODELS = {"gqa": ("gqa_block_linear", "q0f32"), "mla": ("mla_block", "q4f16_1")}
+DRAFTS = {"gqa": GOLDEN / "eagle_gqa", "mla": "none"}
 PROMPT = [1, 5, 9, 33, 7, 100]
 
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
-    """By name, with MLC's functions."""
-    folder = tmp_path_factory.mktemp("mlc")
-    for name, (golden, quantization) in MODELS.items():
-        build("--model", GOLDEN / golden, "--quantization", quantization, "--activations", "f32", "--mlc", "-q",
-              "-o", folder / name)
+    """By name, with MLC's functions. Few token tiles compile fast and change no result."""
+    folder, target = tmp_path_factory.mktemp("mlc"), find_target("cpu")
+    target = replace(target, tiles=replace(target.tiles, q4_token_tiles=(1, 4)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "cpu", replace(TARGETS["cpu"], make=lambda cpu: target))
+        for name, (golden, quantization) in MODELS.items():
+            build("--model", GOLDEN / golden, "--draft", DRAFTS[name], "--quantization", quantization, "--activations",
+                  "f32", "--mlc", "-q", "-o", folder / name)
     return {name: folder / name for name in MODELS}
 
 
@@ -41,14 +52,15 @@ def engine(artifacts):
 def test_every_step_goes_as_it_should(artifacts, name, capsys):
     assert main(["mlc-check", str(artifacts[name]), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["ok"] and [step["name"] for step in found["steps"]] == STEPS
+    assert found["ok"] and [step["name"] for step in found["steps"]] == (
+        STEPS + DRAFT_STEPS if name == "gqa" else STEPS)
     assert set(found["functions"]) == set(FUNCTIONS) and "missing" not in found["functions"].values()
     assert found["functions"]["batch_verify"] == "present"
     assert found["functions"]["create_flashinfer_paged_kv_cache"] == "optional, absent"
     assert main(["mlc-check", str(artifacts[name])]) == 0
     captured = capsys.readouterr()
     assert "24 greedy tokens as ours" in captured.out and "missing: none" in captured.out
-    assert "15 steps as MLC's engine takes them on cpu" in captured.err
+    assert f"{len(found['steps'])} steps as MLC's engine takes them on cpu" in captured.err
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -76,9 +88,9 @@ def test_an_artifact_without_the_functions(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("field", "value", "message"), [
-    ("max_batch_size", None, "field 'max_batch_size': expected int, found None"),
-    ("params", {}, "field 'params'"), ("tensor_parallel_shards", 2, "expected 1, found 2"),
-    ("kv_cache", {"num_hidden_layers": 2}, "'kv_cache.num_attention_heads': expected an integer, found None")])
+    ("max_batch_size", None, "_metadata: field 'max_batch_size': MLC's engine expects a positive integer, found None"),
+    ("params", {}, "field 'params'"), ("tensor_parallel_shards", 2, "expects 1, found 2"),
+    ("kv_cache", {"num_hidden_layers": 2}, "field 'kv_cache.num_attention_heads' is missing")])
 def test_metadata_that_the_engine_could_not_read(engine, monkeypatch, field, value, message):
     plain = EmulatedEngine.__init__
 
@@ -87,12 +99,14 @@ def test_metadata_that_the_engine_could_not_read(engine, monkeypatch, field, val
         self.metadata[field] = value
     monkeypatch.setattr(EmulatedEngine, "__init__", changed)
     *_, last = check(engine)
-    assert last.name == "metadata" and not last.ok and message in last.detail
+    assert last.name == "metadata" and not last.ok
+    assert message in last.detail and last.detail.endswith("rebuild with --mlc")
 
 
 @pytest.mark.parametrize(("method", "step"), [
     ("prefill", "prefill"), ("decode", "decode"), ("pop", "go back"), ("batch_decode", "two sequences"),
-    ("fork", "fork"), ("commit", "verify a chain"), ("hidden", "hidden states"), ("call", "sampler path")])
+    ("fork", "fork"), ("commit", "verify a chain"), ("hidden", "hidden states"), ("call", "sampler path"),
+    ("hidden", "draft states"), ("batch_hidden", "draft in batches"), ("logits", "speculate")])
 def test_a_step_that_goes_wrong_is_found(engine, monkeypatch, method, step):
     """The method does nothing, or gives another result."""
     plain = getattr(EmulatedEngine, method)
@@ -103,6 +117,8 @@ def test_a_step_that_goes_wrong_is_found(engine, monkeypatch, method, step):
             raise RuntimeError("kv cache: no such sequence\nmore")
         if method == "call":
             return result[0], [array + 1 for array in result[1]]
+        if method == "logits":
+            return -result
         return None if result is None else result + 0.5 * result[..., :1]
     if method == "fork":
         def wrong(self, parent, child):
@@ -110,7 +126,42 @@ def test_a_step_that_goes_wrong_is_found(engine, monkeypatch, method, step):
             self.prefill(child, [3, 4, 5])
     monkeypatch.setattr(EmulatedEngine, method, wrong)
     steps = {found.name: found for found in check(engine)}
-    assert not steps[step].ok and ("NMSE" in steps[step].detail or "fails: kv cache: no such" in steps[step].detail)
+    assert not steps[step].ok and any(words in steps[step].detail for words in (
+        "NMSE", "fails: kv cache: no such", "another one than our runtime's greedy text has"))
+
+
+@pytest.mark.parametrize(("changed", "step", "message"), [
+    ({"mlc_draft": {"folder": "elsewhere", "library": "draft/none.so"}}, "load draft", "fails: "),
+    ({"mlc_draft": {"folder": ".", "library": "lib/blockffn-q0f32-cpu.so"}}, "draft functions",
+     "missing: fuse_embed_hidden_states")])
+def test_a_draft_that_the_engine_could_not_use(engine, monkeypatch, changed, step, message):
+    monkeypatch.setitem(engine.artifact.chat_config, "blockffn", engine.artifact.chat_config["blockffn"] | changed)
+    *_, last = check(engine)
+    assert last.name == step and not last.ok and last.detail.startswith(message)
+
+
+@pytest.mark.parametrize("right", [0, 1, 2, 3])
+def test_right_guesses_are_kept_and_wrong_ones_forgotten(engine, monkeypatch, right):
+    """The draft's first ``right`` of three guesses are what our runtime says next, the next one is not."""
+    made = iter(range(10**6))
+    text = [token.id for token in engine.generate(PROMPT, 24, draft="none")]
+    artifact, files = engine.artifact, engine.artifact.chat_config["blockffn"]["mlc_draft"]
+    target, draft = (EmulatedEngine(model_library(library).module, folder) for library, folder in (
+        (artifact.library, artifact.path), (artifact.path / files["library"], artifact.path / files["folder"])))
+    for model in (target, draft):
+        model.create_cache(2, 128)
+
+    def guess(states):
+        assert states.shape == (1, artifact.config.hidden_size)
+        turn, level = divmod(next(made), 3)
+        logits = np.zeros((1, artifact.config.vocab_size))
+        token = [*text, *[0] * 4][turn * (right + 1) + level + 1]
+        logits[0, token if level < right else (token + 1) % artifact.config.vocab_size] = 1
+        return logits
+    monkeypatch.setattr(draft, "logits", guess)
+    eagle = EmulatedEagle(target, draft, 1)
+    assert eagle.generate(PROMPT, 20, 3)[:20] == text[:20]
+    assert eagle.accepted == right * eagle.drafted / 3
 
 
 @pytest.mark.parametrize("name", MODELS)

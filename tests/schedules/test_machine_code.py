@@ -57,13 +57,14 @@ KERNELS = {
     "top_k": lambda t, d, a: cpu.top_k(t, 300, 10, mapped=True),
     "union": lambda t, d, a: cpu.union(20),
     "value_up": lambda t, d, a: cpu.value_up(t, 2, 64, 96, 96, _format(d, a), d, a),
+    "whole_vocabulary": lambda t, d, a: cpu.whole_vocabulary(t, 300, 96),
     "widen": lambda t, d, a: cpu.widen(t, 96, d),
     "value_projection": lambda t, d, a: cpu.attention(
         t, 4, 1, 64, key_dim=96, value_offset=0, value_dim=64, width=96, scale=0.1, cache_dtype=d, v_dim=32,
         weight_format=_format(d, a), activations=a),
 }
 NO_ARITHMETIC = {"apply_bitmask", "apply_logit_bias", "apply_penalty", "commit", "embedding", "gather_rows",
-                 "row_numbers", "scatter_rows", "union", "widen"}
+                 "row_numbers", "scatter_rows", "union", "whole_vocabulary", "widen"}
 CODES = {"encode", "gated_silu", "latent_query", "linear", "rms_norm", "router", "sparse_down", "sparse_up",
          "value_projection", "value_up"}
 DOTS = CODES - {"encode", "gated_silu", "rms_norm", "router"}

@@ -53,6 +53,7 @@ CASES: dict[str, Case] = {
     "union": experts.union,
     "value_up": serving.value_up,
     "verify_drafts": sampling.verify_drafts,
+    "whole_vocabulary": serving.whole_vocabulary,
     "widen": serving.widen,
 }
 """By the name of the kernel's factory."""

@@ -89,6 +89,14 @@ def apply_bitmask(k: Subject, n: int) -> Iterator[list[Any]]:
     yield [_changed(logits, twins.apply_bitmask(logits, masked, bits)), masked, bits]
 
 
+def whole_vocabulary(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, places -> y: the listed tokens in any order."""
+    p = k.p
+    x, places = k.normal(n, p.listed), np.full(p.vocab, -1, np.int32)
+    places[k.rng.permutation(p.vocab)[:p.listed]] = np.arange(p.listed, dtype=np.int32)
+    yield [x, places, same(twins.whole_vocabulary(x, places))]
+
+
 def gather_rows(k: Subject, n: int) -> Iterator[list[Any]]:
     """target, source, rows."""
     source, rows = k.normal(n + 2, k.p.width, dtype=k.p.dtype), k.integers(n + 2, n)
