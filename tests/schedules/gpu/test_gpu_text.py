@@ -72,14 +72,16 @@ def test_text_of_libraries():
     target, texts = find_target("android"), defaultdict(dict)
     target = replace(target, tiles=replace(target.tiles, token_tiles=(1, 16)))  # between them loops are the same
     for config, draft in ((MLA, DRAFT), (GQA, None)):
-        graph = make_plan(config, target, "q4f16_1", 128, 80, draft=draft, mlc=True).graph
-        modules = compile_graph(graph, target.tvm_target).mod.imports[0].imports
-        found = kernel_sources("\n".join(module.inspect_source() for module in modules))
-        for name, func in graph.kernels().items():
-            factory = json.loads(str(func.attrs[FACTORY]))["name"]
-            forms = {kernel: text for kernel, text in found.items() if re.fullmatch(rf"{name}_kernel(_\d+)?", kernel)}
-            assert forms, name
-            texts[factory] |= {f"{config.attention_type}'s {kernel}": text for kernel, text in forms.items()}
+        plan = make_plan(config, target, "q4f16_1", 128, 80, draft=draft, mlc=True)
+        for part in filter(None, (plan, plan.draft)):
+            modules = compile_graph(part.graph, target.tvm_target).mod.imports[0].imports
+            found = kernel_sources("\n".join(module.inspect_source() for module in modules))
+            for name, func in part.graph.kernels().items():
+                factory = json.loads(str(func.attrs[FACTORY]))["name"]
+                forms = {kernel: text for kernel, text in found.items()
+                         if re.fullmatch(rf"{name}_kernel(_\d+)?", kernel)}
+                assert forms, name
+                texts[factory] |= {f"{config.attention_type}'s {kernel}": text for kernel, text in forms.items()}
     assert set(texts) == FACTORIES - set(SAMPLING)
     for forms in texts.values():
         for kernel, text in forms.items():
