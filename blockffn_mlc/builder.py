@@ -145,7 +145,7 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
     check_destination(out)
     with staging_folder(out, weights_identity(plan, identity)) as (staging, journal):
         with progress.stages("compile", STAGES) as stage:
-            write_libraries(plan.graph, plan.target, staging / plan.library, plan.prefix, stage)
+            taken = write_libraries(plan.graph, plan.target, staging / plan.library, plan.prefix, stage)
         if twin:
             adopt_shards(staging, plan.shards, twin, journal)
         with progress.bytes("weights", plan.weight_bytes) as advance:
@@ -155,11 +155,11 @@ def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: st
             _write_draft(plan.draft, source, staging / DRAFT, jobs, progress)
         if token_stream is not None:
             (staging / TOKEN_STREAM).write_text(json.dumps(token_stream.tolist()), encoding="utf-8")
-        _write_chat_config(plan, staging)
+        chat = _write_chat_config(plan, taken, staging)
         kernels = describe_kernels(plan.graph)
         (staging / KERNEL_CALLS).write_text(json.dumps(kernels), encoding="utf-8")
         for name, template in plan.target.files.items():
-            (staging / name).write_text(Template(template).substitute(_words(plan, out.name)), encoding="utf-8")
+            (staging / name).write_text(Template(template).substitute(_words(plan, chat, out.name)), encoding="utf-8")
     return {"artifact": str(given), "kept_shards": 0 if twin else kept, **plan.summary()}
 
 
@@ -167,16 +167,21 @@ def _write_draft(plan: Plan, source: Source, folder: Path, jobs: int, progress: 
     """The draft model for MLC's engine. It is small: after an interruption it is written anew."""
     folder.mkdir()
     with progress.stages("mlc draft", STAGES) as stage:
-        write_libraries(plan.graph, plan.target, folder / plan.library, plan.prefix, stage)
+        taken = write_libraries(plan.graph, plan.target, folder / plan.library, plan.prefix, stage)
     journal = Journal(folder, "")
     write_shards(folder, plan.shards, source, journal, jobs, lambda stored: None)
     journal.remove()
-    _write_chat_config(plan, folder)
+    _write_chat_config(plan, taken, folder)
 
 
-def _write_chat_config(plan: Plan, folder: Path) -> None:
-    text = json.dumps(plan.chat, indent=1, ensure_ascii=False, allow_nan=False)
+def _write_chat_config(plan: Plan, taken: dict[str, int], folder: Path) -> dict[str, Any]:
+    """The plan's configuration with what the compiled kernels take of a device in the place of what they might."""
+    chat = dict(plan.chat)
+    if "device" in (ours := chat.get("blockffn", {})):
+        chat["blockffn"] = ours | {"device": ours["device"] | taken}
+    text = json.dumps(chat, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / CHAT_CONFIG).write_text(text, encoding="utf-8")
+    return chat
 
 
 def weights_identity(plan: Plan, identity: str) -> str:
@@ -202,9 +207,9 @@ def _describe_library(target: Target, library: str, prefix: str, graph: Graph) -
     return fields
 
 
-def _words(plan: Plan, artifact: str) -> dict[str, Any]:
+def _words(plan: Plan, chat: dict[str, Any], artifact: str) -> dict[str, Any]:
     """What the templates of a target's files name."""
-    ours = plan.chat["blockffn"]
+    ours = chat["blockffn"]
     device = ours["device"]
     words = _DEVICE_WORDS[device["kind"]]
     return dict(
@@ -212,6 +217,6 @@ def _words(plan: Plan, artifact: str) -> dict[str, Any]:
         library=ours["library"], system_lib=ours["system_lib"]["path"], prefix=plan.prefix,
         tvm_version=ours["tvm_version"], tvm_release=ours["tvm_version"].partition(".post")[0],
         weight_megabytes=round(plan.weight_bytes / 1e6), memory_megabytes=round(plan.summary()["total_bytes"] / 1e6),
-        work_group=device["work_group"], threadgroup_kilobytes=device["threadgroup_bytes"] >> 10,
+        work_group=device["work_group"], threadgroup_kilobytes=-(-device["threadgroup_bytes"] // 1024),
         buffer_megabytes=device["buffer_bytes"] >> 20,
         precision=words["half"] if device["fp16"] else "Kernels compute in float32 throughout.", **words)

@@ -18,14 +18,18 @@ STAGES = ("lower", "generate code", "link")
 _MAX_PREFIX = 128
 
 
-def write_libraries(graph: Graph, target: Target, stem: Path, prefix: str, stage: Callable[[str], None]) -> None:
-    """Write ``stem`` with the suffix of each form. ``prefix``: of the system library's symbols. ``stage(name)`` is told
-    when one of STAGES begins. Raises UserError when a kernel exceeds the device's limits or linking fails."""
+def write_libraries(graph: Graph, target: Target, stem: Path, prefix: str, stage: Callable[[str], None]
+                    ) -> dict[str, int]:
+    """Write ``stem`` with the suffix of each form; returns what kernels take of the device where they may not take
+    anything, as ``Limits.check_functions``. ``prefix``: of the system library's symbols. ``stage(name)`` is told when
+    one of STAGES begins. Raises UserError when a kernel exceeds the device's limits or linking fails."""
     stem.parent.mkdir(parents=True, exist_ok=True)
+    taken: dict[str, int] = {}
     for form in target.forms:
-        executable = _compile(graph, target, prefix if form.system_lib else None, stage)
+        executable, taken = _compile(graph, target, prefix if form.system_lib else None, stage)
         stage("link")
         _link(executable, target, form, stem.with_name(stem.name + form.suffix))
+    return taken
 
 
 def system_lib_prefix(given: str | None, model: str, quantization: str) -> str:
@@ -40,15 +44,16 @@ def system_lib_prefix(given: str | None, model: str, quantization: str) -> str:
     return given
 
 
-def _compile(graph: Graph, target: Target, prefix: str | None, stage: Callable[[str], None]) -> relax.VMExecutable:
+def _compile(graph: Graph, target: Target, prefix: str | None, stage: Callable[[str], None]
+             ) -> tuple[relax.VMExecutable, dict[str, int]]:
     if target.limits is None:
-        return compile_graph(graph, target.tvm_target, stage, prefix=prefix)
+        return compile_graph(graph, target.tvm_target, stage, prefix=prefix), {}
     split = _DeviceFunctions()
     executable = compile_graph(graph, target.tvm_target, stage, prefix=prefix, instruments=[split])
-    target.limits.check_functions(target.name, split.module)
+    taken = target.limits.check_functions(target.name, split.module)
     modules = executable.mod.imports[0].imports
     target.limits.check_source(target.name, "\n".join(module.inspect_source() for module in modules))
-    return executable
+    return executable, taken
 
 
 @tvm.ir.instrument.pass_instrument

@@ -16,7 +16,18 @@ from .cpu import aarch64_target, cpu_target
 from .cuda import CUDA_COMPILER, cuda_target
 from .metal import iphone_target, metal_target
 from .opencl import opencl_target
-from .tools import ANDROID_LINKER, ARM_LINKER, COMPILER, MAC_LINKER, OPENCL_DRIVER, VULKAN_DRIVER, Tool
+from .tools import (
+    ANDROID_LINKER,
+    ARM_LINKER,
+    COMPILER,
+    MAC_LINKER,
+    NINJA,
+    OPENCL_DRIVER,
+    OPENCL_HEADERS,
+    VULKAN_DRIVER,
+    VULKAN_HEADERS,
+    Tool,
+)
 from .vulkan import vulkan_android_target, vulkan_target
 from .vulkan.spirv import GLSLC
 
@@ -37,14 +48,15 @@ class Entry:
 TARGETS = {
     "cpu": Entry("this machine's processor, or --cpu NAME", cpu_target, (COMPILER,), options=("cpu",)),
     "cpu:aarch64": Entry("64-bit ARM Linux, or --cpu NAME there", aarch64_target, (ARM_LINKER,), options=("cpu",)),
-    "opencl": Entry("an OpenCL device of this machine", opencl_target, (COMPILER, OPENCL_DRIVER)),
+    "opencl": Entry("an OpenCL device of this machine", opencl_target,
+                    (COMPILER, OPENCL_DRIVER, NINJA, OPENCL_HEADERS)),
     "android": Entry("phones with an Adreno GPU", partial(android_target, "android", "adreno"), (ANDROID_LINKER,)),
     "android:mali": Entry("phones with a Mali GPU", partial(android_target, "android:mali", "mali"),
                           (ANDROID_LINKER,)),
     "android:generic": Entry("phones with any OpenCL 1.2 GPU", partial(android_target, "android:generic", "generic"),
                              (ANDROID_LINKER,)),
-    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target, (COMPILER, GLSLC, VULKAN_DRIVER),
-                    options=("probe",)),
+    "vulkan": Entry("a Vulkan 1.1 device of this machine", vulkan_target,
+                    (COMPILER, GLSLC, VULKAN_DRIVER, NINJA, VULKAN_HEADERS), options=("probe",)),
     "cuda": Entry("NVIDIA's GPUs, or those of --arch sm_80,...", cuda_target, (COMPILER, CUDA_COMPILER),
                   options=("architectures",)),
     "metal": Entry("Macs with Apple's processors", metal_target, (MAC_LINKER,)),

@@ -15,10 +15,10 @@ from tvm.sym.analyzer import Analyzer, ConstIntBound
 from blockffn_mlc.errors import UserError
 
 _LEAVES = (tirx.BufferStore, tirx.Evaluate, tirx.Bind)
-_FEWER = "lower the numbers of its row of GPU_TILES (schedules/tiles.py) or choose another target"
-_JOINED = "let the kernel take fewer tensors or choose another target"
+_LARGER = ("choose another --target, whose devices allow more (docs/targets.md); where there is none, please report "
+           "the kernel with the model's config.json")
 _SMALLER = ("choose a smaller --context-window or --prefill-chunk, 4-bit weights (--quantization q4f16_1) or another "
-            "target")
+            "--target, whose devices allow more (docs/targets.md)")
 
 
 @dataclass(frozen=True)
@@ -45,22 +45,26 @@ class Limits:
             _check(target, name, "a buffer", largest, "bytes", self.buffer_bytes, _SMALLER)
             _check(target, name, "a grid", grid(func, longest), "work-groups along an axis", self.groups, _SMALLER)
 
-    def check_functions(self, target: str, module: tvm.IRModule) -> None:
-        """Refuse device functions (behind SplitHostDevice) that exceed a limit. Raises UserError; RuntimeError when
-        there are none, as then nothing was checked."""
-        for name, func in _found(device_functions(module), target, "device functions").items():
-            for what, value, unit, limit, remedy in (
-                    ("a work-group", work_group(func), "work-items", self.work_group, _FEWER),
-                    ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes, _FEWER),
-                    ("an unrolled body", statements(func.body), "statements", self.statements, _FEWER),
-                    ("a list", buffers(func), "buffers", self.buffers, _JOINED)):
-                _check(target, name, what, value, unit, limit, remedy)
+    def check_functions(self, target: str, module: tvm.IRModule) -> dict[str, int]:
+        """Refuse device functions (behind SplitHostDevice) that exceed a limit; returns what the most demanding of them
+        take of ``work_group`` and ``threadgroup_bytes``. Raises UserError; RuntimeError when there are none, as then
+        nothing was checked."""
+        functions = _found(device_functions(module), target, "device functions")
+        for name, func in functions.items():
+            for what, value, unit, limit in (
+                    ("a work-group", work_group(func), "work-items", self.work_group),
+                    ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes),
+                    ("an unrolled body", statements(func.body), "statements", self.statements),
+                    ("a list", buffers(func), "buffers", self.buffers)):
+                _check(target, name, what, value, unit, limit, _LARGER)
+        return {"work_group": max(map(work_group, functions.values())),
+                "threadgroup_bytes": max(map(threadgroup_bytes, functions.values()))}
 
     def check_source(self, target: str, source: str) -> None:
         """Refuse a module's text if a kernel's part of it is too long. Raises UserError; RuntimeError when it has no
         kernels."""
         for name, text in _found(kernel_sources(source), target, "kernels' source").items():
-            _check(target, name, "source text", len(text), "bytes", self.source_bytes, _FEWER)
+            _check(target, name, "source text", len(text), "bytes", self.source_bytes, _LARGER)
 
 
 def device_functions(module: tvm.IRModule) -> dict[str, tirx.PrimFunc]:

@@ -19,7 +19,8 @@ from blockffn_mlc.target import Form
 
 PAGE_BYTES = 16384  # of Android 15 and later; libraries for it also load where pages are smaller
 _LINKING = ["-shared", "-z", f"max-page-size={PAGE_BYTES}", "-z", f"common-page-size={PAGE_BYTES}"]
-_ANDROID_API = 24  # MLC's
+_NDK_VARIABLES = ("ANDROID_NDK", "ANDROID_NDK_HOME")
+_NDK_CLANG = "toolchains/llvm/prebuilt/*/bin/aarch64-linux-android24-clang"  # MLC's version of Android's interface
 _MACOS = "13.0"
 # Every library for macOS names this one; its symbols, libm's among them, are looked up when it is loaded.
 _LIB_SYSTEM = """--- !tapi-tbd
@@ -65,10 +66,40 @@ def _vulkan_driver() -> str | None:
     return named or ", ".join(sorted(str(path) for folder in folders for path in folder.glob("*.json"))) or None
 
 
+def _ndk() -> tuple[str, str] | None:
+    """The variable that names the NDK's folder, and its value."""
+    return next(((name, os.environ[name]) for name in _NDK_VARIABLES if os.environ.get(name)), None)
+
+
 def _ndk_clang() -> str | None:
-    ndk = os.environ.get("ANDROID_NDK") or os.environ.get("ANDROID_NDK_HOME")
-    found = Path(ndk).glob(f"toolchains/llvm/prebuilt/*/bin/aarch64-linux-android{_ANDROID_API}-clang") if ndk else ()
-    return next((str(path) for path in sorted(found)), None)
+    ndk = _ndk()
+    return next((str(path) for path in sorted(Path(ndk[1]).glob(_NDK_CLANG))), None) if ndk else None
+
+
+def _android_linker() -> str | None:
+    return _ndk_clang() if _ndk() else _lld()
+
+
+def _check_android_linker() -> None:
+    ndk = _ndk()
+    if ndk and not _ndk_clang():
+        raise UserError(f"{ndk[0]}={ndk[1]}: not the folder of Android's NDK, there is no {_NDK_CLANG} in it; set the "
+                        "variable to that folder, or unset it to link with lld")
+    ANDROID_LINKER.check()
+
+
+def _header(name: str) -> Callable[[], str | None]:
+    """Finds a header of C where the C++ compiler does."""
+    def find() -> str | None:
+        compiler = cc.get_cc()
+        if not compiler:
+            return None
+        done = subprocess.run([compiler, "-x", "c++", "-M", "-"], input=f"#include <{name}>", capture_output=True,
+                              text=True)
+        found = (path for path in done.stdout.replace("\\\n", " ").split() if path.endswith(name))
+        return next(found, None) if done.returncode == 0 else None
+
+    return find
 
 
 def _arm_compiler() -> str | None:
@@ -87,15 +118,21 @@ def _mac_linker() -> str | None:
 
 COMPILER = Tool("C++ compiler", "to link the library", lambda: cc.get_cc(),
                 "c++, g++ or clang++, for example with: apt-get install g++; or set CXX")
-ANDROID_LINKER = Tool("linker for Android", "to link the library", lambda: _ndk_clang() or _lld(),
+ANDROID_LINKER = Tool("linker for Android", "to link the library", _android_linker,
                       "Android's NDK with ANDROID_NDK set to its folder, or lld, for example with: apt-get install lld")
 ARM_LINKER = Tool("linker for aarch64", "to link the library", lambda: _arm_compiler() or _lld(),
                   "lld or a cross compiler, for example with: apt-get install lld")
 MAC_LINKER = Tool("linker for macOS", "to link the library", _mac_linker,
                   "lld, for example with: apt-get install lld; on a Mac Apple's command line tools")
+# What runtime_py/devices compiles its runtimes with, at the first use of a device.
+NINJA = Tool("ninja", "to compile what runs the library here", lambda: shutil.which("ninja"),
+             "apt-get install ninja-build", to_build=False)
+OPENCL_HEADERS = Tool("OpenCL's headers", "to compile what runs the library here", _header("CL/cl.h"),
+                      "with the loader: apt-get install opencl-headers ocl-icd-opencl-dev", to_build=False)
+VULKAN_HEADERS = Tool("Vulkan's headers", "to compile what runs the library here", _header("vulkan/vulkan.h"),
+                      "with the loader: apt-get install libvulkan-dev", to_build=False)
 OPENCL_DRIVER = Tool("OpenCL driver", "to run the library here", _opencl_driver,
                      "the GPU's, or a processor's with: apt-get install pocl-opencl-icd", to_build=False)
-
 VULKAN_DRIVER = Tool("Vulkan driver", "to run the library here", _vulkan_driver,
                      "the GPU's, or a processor's with: apt-get install mesa-vulkan-drivers", to_build=False)
 
@@ -107,7 +144,7 @@ def host_library() -> Form:
 
 def android_library() -> Form:
     """A shared library for 64-bit Android, linked by the NDK's clang where ANDROID_NDK names one, else by lld alone."""
-    return Form(".so", lambda path, objects, **_: _link(_ndk_clang(), path, objects), ANDROID_LINKER.check)
+    return Form(".so", lambda path, objects, **_: _link(_ndk_clang(), path, objects), _check_android_linker)
 
 
 def arm_library() -> Form:

@@ -55,7 +55,7 @@ def test_bad_targets_get_one_sentence(checkpoint, options, words):
 @pytest.fixture
 def no_libraries(monkeypatch):
     """Builds without their libraries: compiling those takes long."""
-    monkeypatch.setattr(builder, "write_libraries", lambda *_: None)
+    monkeypatch.setattr(builder, "write_libraries", lambda *_: {})
 
 
 @x86
@@ -130,7 +130,10 @@ def test_an_artifact_for_phones_holds_both_forms(phone):
     assert ours["target"] == "android" and ours["host"] == "aarch64 generic, neon"
     assert ours["library"] == "lib/blockffn-q4f16_1-android.so"
     assert ours["system_lib"] == {"path": "lib/blockffn-q4f16_1-android.tar", "prefix": "tiny_model_"}
-    assert ours["device"] == {"kind": "opencl", "fp16": True} | asdict(find_target("android").limits)
+    limits = asdict(find_target("android").limits)
+    assert ours["device"] == {"kind": "opencl", "fp16": True} | limits | {
+        "work_group": GPU_TILES["adreno"].items, "threadgroup_bytes": ours["device"]["threadgroup_bytes"]}
+    assert 0 < ours["device"]["threadgroup_bytes"] <= limits["threadgroup_bytes"]
     kernels = json.loads((phone / "kernels.json").read_text())["origins"]
     files = objects(phone / ours["system_lib"]["path"])
     assert set(files) == {"lib0.o", "tiny_model_devc.o"}
@@ -214,6 +217,15 @@ def test_list_targets_finds_drivers_where_the_loader_does(tmp_path, monkeypatch)
         assert tools.OPENCL_DRIVER.find() == str(driver)
 
 
+def test_list_targets_finds_headers_where_the_compiler_does(tmp_path, monkeypatch):
+    header = tmp_path / "some" / "header.h"
+    assert tools._header("some/header.h")() is None
+    header.parent.mkdir()
+    header.write_text("")
+    monkeypatch.setenv("CPATH", str(tmp_path))
+    assert tools._header("some/header.h")() == str(header)
+
+
 def test_list_targets_says_what_is_missing(monkeypatch):
     monkeypatch.delenv("ANDROID_NDK", raising=False)
     monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
@@ -224,7 +236,9 @@ def test_list_targets_says_what_is_missing(monkeypatch):
     assert not listed["android"]["ready"] and listed["android"]["tools"][0]["found"] is None
     assert listed["opencl"]["ready"] and listed["opencl"]["tools"][1]["found"] is None  # a driver only runs it
     text = build("--list-targets").stdout
-    assert "not found" in text and "apt-get install lld" in text and "ANDROID_NDK" in text
+    assert {tool["name"]: tool["found"] for tool in listed["opencl"]["tools"]}["ninja"] is None
+    for words in ("not found", "apt-get install ninja-build", "apt-get install lld", "ANDROID_NDK"):
+        assert words in text, words
 
 
 def test_a_missing_linker_stops_a_build_before_any_work(checkpoint, tmp_path, monkeypatch):

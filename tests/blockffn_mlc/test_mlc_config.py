@@ -52,7 +52,7 @@ def written(tmp_path_factory):
     write_random_checkpoint(folder / "model", GQA)
     write_random_draft(folder / "draft", GQA, frequent=range(0, GQA.vocab_size, 2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "write_libraries", lambda *_: None)
+        patch.setattr(builder, "write_libraries", lambda *_: {})
         patch.setattr(shards, "SHARD_BYTES", 8192)
         build("--model", folder / "model", "--draft", folder / "draft", "--mlc", "--quantization", "q4f16_1",
               "-o", folder / "out")

@@ -34,6 +34,7 @@ def phone(request, monkeypatch):
         stem.parent.mkdir(parents=True, exist_ok=True)
         for form in target.forms:
             stem.with_name(stem.name + form.suffix).write_text(f"{prefix} {form.suffix}")
+        return {}
 
     monkeypatch.setattr(builder, "write_libraries", write)
     return request.param

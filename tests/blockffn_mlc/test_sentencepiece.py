@@ -99,7 +99,7 @@ def test_damaged_models_are_refused(tmp_path, content):
 
 
 def test_an_artifact_gets_a_tokenizer_made_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(builder, "write_libraries", lambda *_: None)
+    monkeypatch.setattr(builder, "write_libraries", lambda *_: {})
     write_random_checkpoint(tmp_path / "model", GQA)
     (tmp_path / "model" / "tokenizer.model").write_bytes(trained(**KINDS["bpe"]))
     build("--model", tmp_path / "model", "-o", tmp_path / "out")

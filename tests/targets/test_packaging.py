@@ -118,6 +118,16 @@ def test_the_ndks_compiler_links_where_there_is_one(tmp_path, monkeypatch):
     assert "max-page-size=16384" in arguments and arguments[-1] == "-lm" and library.is_file()
 
 
+@pytest.mark.parametrize("variable", ["ANDROID_NDK", "ANDROID_NDK_HOME"])
+def test_a_folder_that_is_no_ndk_is_named(tmp_path, monkeypatch, variable):
+    """Rather than passed over: lld would link a library that its user did not ask for."""
+    monkeypatch.delenv("ANDROID_NDK", raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert tools.ANDROID_LINKER.find() is None
+    with pytest.raises(UserError, match=f"^{variable}={tmp_path}: not the folder of Android's NDK, .*unset it.* lld$"):
+        find_target("android").check_tools()
+
+
 @pytest.mark.parametrize(("name", "words"), [("android", ["ANDROID_NDK", "lld"]), ("cpu:aarch64", ["lld"]),
                                              ("opencl", ["CXX"]), ("cpu", ["CXX"])])
 def test_a_missing_linker_gets_one_sentence(monkeypatch, name, words):
