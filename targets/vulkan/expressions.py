@@ -3,19 +3,15 @@ no GLSL type. Only loads and stores stay wide, see ``buffers``."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from tvm import ir, tirx
-from tvm.sym.analyzer import Analyzer, ConstIntBound
 
 from .buffers import Buffers, contiguous
 from .intrinsics import DOUBLE, HELPERS, INTEGER_INTRINSICS, INTRINSICS
 from .literals import floating, integer
-from .narrow import Narrowing
-from .types import GLSL, bits, convert, dtype_of, from_stored, reads_memory, reinterpret, split, vector
+from .names import Names
+from .types import bits, convert, dtype_of, from_stored, known, reads_memory, reinterpret, split, vector
 from .unsupported import Unsupported
 
 _OPERATORS = {"Add": "+", "Sub": "-", "Mul": "*", "LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "EQ": "==", "NE": "!=",
@@ -24,75 +20,25 @@ _OPERATORS = {"Add": "+", "Sub": "-", "Mul": "*", "LT": "<", "LE": "<=", "GT": "
 _COMPARISONS = ("LT", "LE", "GT", "GE", "EQ", "NE")
 _DIVISIONS = {"Div": "/", "Mod": "tir_truncmod", "FloorDiv": "tir_floordiv", "FloorMod": "tir_floormod"}
 _TRANSPARENT = ("tirx.likely", "prim.likely", "tirx.tvm_thread_invariant")
-_SIMPLE = re.compile(r"[\w.]+")
 
 
 class Expressions:
-    """Generates the expressions of one kernel. ``emit(line)`` writes a statement before the current one. ``helpers``:
-    the functions that the kernel calls, by name."""
+    """Generates the expressions of one kernel. ``helpers``: the functions that the kernel calls, by name."""
 
-    def __init__(self, buffers: Buffers, emit: Callable[[str], None]) -> None:
-        self._buffers, self._emit = buffers, emit
-        self.analyzer = Analyzer()
-        self.narrowing = Narrowing(self.analyzer)
+    def __init__(self, buffers: Buffers, names: Names) -> None:
+        self._buffers, self._names = buffers, names
+        self._narrowing = names.narrowing
         self.helpers: set[str] = set()
-        self._names: dict[Any, list[str]] = {}
-        self._count = 0
-        self._guards = 0
-        self._repeated = False
-
-    # Names
-
-    def name(self, hint: str) -> str:
-        """A new name."""
-        self._count += 1
-        return f"{re.sub('[^A-Za-z0-9]+', '_', hint).strip('_') or 'v'}_{self._count}".removeprefix("gl_")
-
-    def define(self, var: Any) -> tuple[str, str]:
-        """Declare a scalar variable: its GLSL type and name. An int64 variable is held in 32 bits."""
-        if dtype_of(var) == "int64":
-            var = self.narrowing.declare(var)
-        name = self.name(var.name)
-        self._names[var] = [name]
-        return GLSL[_known(dtype_of(var))], name
 
     def bind(self, var: Any, value: Any) -> None:
         """Declare a variable and give it its value, now."""
         dtype, lanes = split(dtype_of(var))
-        if dtype == "int64" and lanes == 1 and self.narrowing.is_index(value):
-            var, value, dtype = self.narrowing.declare(var), self.narrowing.index(value), "int32"
+        if dtype == "int64" and lanes == 1 and self._narrowing.is_index(value):
+            var, value, dtype = self._narrowing.declare(var), self._narrowing.index(value), "int32"
         if dtype in ("int32", "int64") and lanes == 1:
-            bound = self.analyzer.const_int_bound(value)
-            self.bound(var, bound.min_value, bound.max_value)
-        self._names[var] = [self.hoist(text, dtype, var.name) for text in self.lanes(value)]
-
-    def bound(self, var: Any, low: int, high: int) -> None:
-        """Tell what values an integer variable takes."""
-        held = self.narrowing.variable(var)
-        self.analyzer.update(var if held is None else held, ConstIntBound(low, high), True)
-
-    def hoist(self, text: str, dtype: str, hint: str = "t") -> str:
-        """Evaluate ``text`` once, before the current statement."""
-        name = self.name(hint)
-        self._emit(f"{GLSL[dtype]} {name} = {text};")
-        return name
-
-    @contextmanager
-    def guarded(self) -> Iterator[None]:
-        """What is generated within may not be evaluated at all: no load is hoisted."""
-        self._guards += 1
-        yield
-        self._guards -= 1
-
-    @contextmanager
-    def repeated(self) -> Iterator[None]:
-        """What is generated within is evaluated again and again: nothing is hoisted."""
-        self._repeated = True
-        with self.guarded():
-            yield
-        self._repeated = False
-
-    # Expressions
+            bound = self._names.analyzer.const_int_bound(value)
+            self._names.bound(var, bound.min_value, bound.max_value)
+        self._names.set(var, [self._names.hoist(text, dtype, var.name) for text in self.lanes(value)])
 
     def scalar(self, expr: Any) -> str:
         """An expression of one lane."""
@@ -101,7 +47,7 @@ class Expressions:
 
     def index(self, expr: Any) -> str:
         """An integer expression of one lane that counts elements, as GLSL's int."""
-        return self.scalar(self.narrowing.index(expr))
+        return self.scalar(self._narrowing.index(expr))
 
     def lanes(self, expr: Any) -> list[str]:
         """The lanes of an expression, each in parentheses where that is needed."""
@@ -116,11 +62,11 @@ class Expressions:
         return visit(expr)
 
     def _operator(self, kind: str, a: Any, b: Any) -> list[str]:
-        if kind in _COMPARISONS and self.narrowing.is_index(a) and self.narrowing.is_index(b):
-            a, b = self.narrowing.index(a), self.narrowing.index(b)
+        if kind in _COMPARISONS and self._narrowing.is_index(a) and self._narrowing.is_index(b):
+            a, b = self._narrowing.index(a), self._narrowing.index(b)
         left = self.lanes(a)
         if kind in ("And", "Or"):
-            with self.guarded():
+            with self._names.guarded():
                 right = self.lanes(b)
         else:
             right = self.lanes(b)
@@ -136,7 +82,8 @@ class Expressions:
         symbol = "/" if kind.endswith("Div") else "%"
         if dtype.startswith("uint"):
             return [f"({x} {symbol} {y})" for x, y in pairs]
-        if dtype == "int32" and all(self.analyzer.const_int_bound(part).min_value >= 0 for part in (expr.a, expr.b)):
+        bound = self._names.analyzer.const_int_bound
+        if dtype == "int32" and all(bound(part).min_value >= 0 for part in (expr.a, expr.b)):
             # Without a sign, drivers make shifts and masks of powers of two.
             return [f"int(uint({x}) {symbol} uint({y}))" for x, y in pairs]
         if kind == "Div":
@@ -168,16 +115,16 @@ class Expressions:
         return [f"(~{text})" for text in self.lanes(expr.a)]
 
     def _visit_IntImm(self, expr: Any) -> list[str]:
-        return [integer(int(expr.value), _known(dtype_of(expr)))]
+        return [integer(int(expr.value), known(dtype_of(expr)))]
 
     def _visit_FloatImm(self, expr: Any) -> list[str]:
-        return [floating(float(expr.value), _known(dtype_of(expr)))]
+        return [floating(float(expr.value), known(dtype_of(expr)))]
 
     def _visit_Var(self, expr: Any) -> list[str]:
-        narrow = self.narrowing.variable(expr)
+        narrow = self._narrowing.variable(expr)
         if narrow is not None:
-            return [convert(name, "int32", "int64") for name in self._names[narrow]]
-        return self._names[expr]
+            return [convert(name, "int32", "int64") for name in self._names.get(narrow)]
+        return self._names.get(expr)
 
     def _visit_Cast(self, expr: Any) -> list[str]:
         target, _ = split(dtype_of(expr))
@@ -191,9 +138,9 @@ class Expressions:
                 number = number.value
             return [f"unpackHalf2x16({convert(text, split(dtype_of(number))[0], 'uint32')}).x"
                     for text in self.lanes(number)]
-        if source == "int64" and target != "int64" and self.narrowing.is_index(value):
-            value, source = self.narrowing.index(value), "int32"
-        return [convert(text, source, _known(target)) for text in self.lanes(value)]
+        if source == "int64" and target != "int64" and self._narrowing.is_index(value):
+            value, source = self._narrowing.index(value), "int32"
+        return [convert(text, source, known(target)) for text in self.lanes(value)]
 
     def _visit_Select(self, expr: Any) -> list[str]:
         return self._choose(expr.condition, expr.true_value, expr.false_value)
@@ -201,23 +148,19 @@ class Expressions:
     def _choose(self, condition: Any, then: Any, otherwise: Any) -> list[str]:
         """GLSL evaluates only the operand that is chosen."""
         conditions = self.lanes(condition)
-        with self.guarded():
+        with self._names.guarded():
             values, others = self.lanes(then), self.lanes(otherwise)
         conditions = conditions * (len(values) // len(conditions))
         return [f"({c} ? {x} : {y})" for c, x, y in zip(conditions, values, others)]
 
     def _visit_Ramp(self, expr: Any) -> list[str]:
         dtype, lanes = split(dtype_of(expr))
-        base, stride = (self._once(self.scalar(part), dtype) for part in (expr.base, expr.stride))
+        base, stride = (self._names.once(self.scalar(part), dtype) for part in (expr.base, expr.stride))
         return [f"({base} + {integer(lane, dtype)} * {stride})" for lane in range(lanes)]
 
     def _visit_Broadcast(self, expr: Any) -> list[str]:
         dtype, lanes = split(dtype_of(expr))
-        return [self._once(self.scalar(expr.value), dtype)] * lanes
-
-    def _once(self, text: str, dtype: str) -> str:
-        """``text`` for use in several lanes."""
-        return text if self._guards or _SIMPLE.fullmatch(text) else self.hoist(text, dtype)
+        return [self._names.once(self.scalar(expr.value), dtype)] * lanes
 
     def _visit_Shuffle(self, expr: Any) -> list[str]:
         lanes = [text for part in expr.vectors for text in self.lanes(part)]
@@ -227,7 +170,7 @@ class Expressions:
         if len(expr.indices) != 1:
             raise Unsupported(f"a buffer of {len(expr.indices)} dimensions")
         dtype, lanes = split(str(expr.source.dtype))
-        width = 1 if self._guards else self._buffers.width(expr.source, expr.indices[0])
+        width = 1 if self._names.guards else self._buffers.width(expr.source, expr.indices[0])
         storage = self._buffers.find(expr.source)
         if width == 1:
             from_memory = from_stored if storage.binding is not None else lambda text, dtype: text
@@ -235,25 +178,25 @@ class Expressions:
                     for index in self.elements(expr.indices[0], lanes)]
         values = []
         for place in self.wide_elements(expr.indices[0], lanes, width):
-            name = self.name("t")
-            self._emit(f"{vector(dtype, width)} {name} = {storage.view(dtype, width)}[{place}];")
+            name = self._names.new("t")
+            self._names.emit(f"{vector(dtype, width)} {name} = {storage.view(dtype, width)}[{place}];")
             values += [f"{name}.{component}" for component in "xyzw"[:width]]
         return values
 
     def elements(self, index: Any, lanes: int) -> list[str]:
         """The numbers of the elements of an access; ``lanes``: of an element of the buffer."""
-        texts = self.lanes(self.narrowing.index(index))
+        texts = self.lanes(self._narrowing.index(index))
         return texts if lanes == 1 else [f"({text} * {lanes} + {lane})" for text in texts for lane in range(lanes)]
 
     def wide_elements(self, index: Any, lanes: int, width: int) -> list[str]:
         """The same in elements of ``width``."""
-        first, count = contiguous(self.narrowing.index(index), lanes)
-        place = self._once(self.scalar(self._buffers.exact_quotient(first, width)), "int32")
+        first, count = contiguous(self._narrowing.index(index), lanes)
+        place = self._names.once(self.scalar(self._buffers.exact_quotient(first, width)), "int32")
         return [place if i == 0 else f"({place} + {i})" for i in range(count // width)]
 
     def _visit_Let(self, expr: Any) -> list[str]:
-        if self._repeated or self._guards and reads_memory(expr.value):
-            self._names[expr.var] = self.lanes(expr.value)
+        if self._names.repeats or self._names.guards and reads_memory(expr.value):
+            self._names.set(expr.var, self.lanes(expr.value))
         else:
             self.bind(expr.var, expr.value)
         return self.lanes(expr.body)
@@ -302,9 +245,3 @@ def _wide(dtype: str) -> str:
 def _is_half_of_bits(expr: Any) -> bool:
     return (isinstance(expr, ir.Call) and str(expr.op.name) == "tirx.reinterpret"
             and split(dtype_of(expr))[0] == "float16" and split(dtype_of(expr.args[0]))[0] == "uint16")
-
-
-def _known(dtype: str) -> str:
-    if split(dtype)[0] not in GLSL:
-        raise Unsupported(f"numbers of type {dtype}")
-    return dtype

@@ -13,8 +13,8 @@ from typing import Any
 from tvm import ir, tirx
 
 from .buffers import Buffers
-from .expressions import Expressions
 from .intrinsics import HELPERS
+from .names import Names
 from .statements import Statements
 from .types import GLSL, convert, dtype_of
 from .unsupported import Unsupported
@@ -65,7 +65,7 @@ def generate(name: str, func: tirx.PrimFunc) -> Shader:
     buffers = Buffers(func.body)
     statements = Statements(buffers)
     for binding, param in enumerate(pointers):
-        buffers.add_parameter(param, statements.expressions.name(param.name), binding)
+        buffers.add_parameter(param, statements.names.new(param.name), binding)
     buffers.find_uses()
     uniform = _SLOT * len(scalars) > PUSH_CONSTANT_BYTES
     interface = _scalars(scalars, uniform, len(pointers), statements)
@@ -89,14 +89,14 @@ def _scalars(params: list[Any], uniform: bool, binding: int, statements: Stateme
             raise Unsupported(f"a scalar argument of type {dtype}")
         held = _SLOTS[dtype]
         members.append(f"layout(offset = {_SLOT * slot}) {GLSL[held]} argument_{slot};")
-        _declare(statements.expressions, statements.lines, param, f"argument_{slot}", held)
+        _declare(statements.names, statements.lines, param, f"argument_{slot}", held)
     if not members:
         return []
     layout = f"layout(std140, set = 0, binding = {binding})" if uniform else "layout(push_constant)"
     return [f"{layout} uniform Arguments {{ {' '.join(members)} }};"]
 
 
-def _declare(expressions: Expressions, lines: list[str], param: Any, member: str, held: str) -> None:
-    glsl, name = expressions.define(param)
+def _declare(names: Names, lines: list[str], param: Any, member: str, held: str) -> None:
+    glsl, name = names.define(param)
     dtype = "int32" if dtype_of(param) == "int64" else dtype_of(param)
     lines.append(f"  {glsl} {name} = {convert(member, held, dtype)};")

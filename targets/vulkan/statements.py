@@ -8,6 +8,7 @@ from tvm import ir, tirx
 
 from .buffers import Buffers
 from .expressions import Expressions
+from .names import Names
 from .types import dtype_of, split, to_stored, vector
 from .unsupported import Unsupported
 
@@ -24,7 +25,8 @@ class Statements:
         self.lines: list[str] = []
         self.shared: list[str] = []
         self.group = {"x": 1, "y": 1, "z": 1}
-        self.expressions = Expressions(buffers, self._emit)
+        self.names = Names(self._emit)
+        self.expressions = Expressions(buffers, self.names)
         self._buffers = buffers
         self._depth = 1
 
@@ -67,16 +69,16 @@ class Statements:
             if not isinstance(extent, tirx.IntImm):
                 raise Unsupported(f"a work-group whose size ({axis.thread_tag}) is not constant")
             self.group[dimension] = int(extent.value)
-        glsl, name = self.expressions.define(axis.var)
+        glsl, name = self.names.define(axis.var)
         last = int(extent.value) - 1 if isinstance(extent, tirx.IntImm) else _FAR
-        self.expressions.bound(axis.var, 0, last)
+        self.names.bound(axis.var, 0, last)
         self._emit(f"{glsl} {name} = {glsl}({_GROUP_INDEX[kind]}.{dimension});")
 
     def _visit_DeclBuffer(self, stmt: Any) -> None:
         self._buffers.declare(stmt.buffer, stmt.data)
 
     def _visit_AllocBuffer(self, stmt: Any) -> None:
-        declaration, scope = self._buffers.allocate(stmt.buffer, self.expressions.name(stmt.buffer.name))
+        declaration, scope = self._buffers.allocate(stmt.buffer, self.names.new(stmt.buffer.name))
         if scope == "shared":
             self.shared.append(declaration)
         else:
@@ -98,7 +100,7 @@ class Statements:
                 self._emit(f"{storage.view(dtype, width)}[{place}] = {vector(dtype, width)}({parts});")
             return
         if len(values) > 1:  # what lanes read from the buffer is what was there before
-            values = [self.expressions.hoist(text, dtype) for text in values]
+            values = [self.names.hoist(text, dtype) for text in values]
         for index, value in zip(self.expressions.elements(stmt.indices[0], lanes), values):
             self._emit(f"{storage.view(dtype, 1)}[{index}] = "
                        f"{to_stored(value, dtype) if storage.binding is not None else value};")
@@ -116,22 +118,22 @@ class Statements:
     def _visit_For(self, stmt: Any) -> None:
         if stmt.kind not in (tirx.ForKind.SERIAL, tirx.ForKind.UNROLLED):
             raise Unsupported(f"a loop of kind {tirx.ForKind(stmt.kind).name.lower()}")
-        expressions, narrow = self.expressions, self.expressions.narrowing.index
+        names, expressions, narrow = self.names, self.expressions, self.names.narrowing.index
         first, extent = narrow(stmt.min), narrow(stmt.extent)
-        low, high = (expressions.analyzer.const_int_bound(value) for value in (first, first + extent))
+        low, high = (names.analyzer.const_int_bound(value) for value in (first, first + extent))
         start = expressions.scalar(first)
         # TIR evaluates a loop's extent once.
-        end = expressions.scalar(expressions.analyzer.simplify(first + extent))
+        end = expressions.scalar(names.analyzer.simplify(first + extent))
         if not end.isdigit():
-            end = expressions.hoist(end, dtype_of(extent), "end")
+            end = names.hoist(end, dtype_of(extent), "end")
         step = "++{}" if stmt.step is None else "{} += " + expressions.index(stmt.step)
-        glsl, name = expressions.define(stmt.loop_var)
-        expressions.bound(stmt.loop_var, low.min_value, max(high.max_value - 1, low.min_value))
+        glsl, name = names.define(stmt.loop_var)
+        names.bound(stmt.loop_var, low.min_value, max(high.max_value - 1, low.min_value))
         unroll = "[[unroll]] " if stmt.kind == tirx.ForKind.UNROLLED else ""
         self._block(f"{unroll}for ({glsl} {name} = {start}; {name} < {end}; {step.format(name)}) {{", stmt.body)
 
     def _visit_While(self, stmt: Any) -> None:
-        with self.expressions.repeated():
+        with self.names.repeated():
             condition = self.expressions.scalar(stmt.condition)
         self._block(f"while ({condition}) {{", stmt.body)
 

@@ -8,6 +8,8 @@ import tvm
 import tvm_ffi
 from tvm import ir
 
+from .unsupported import Unsupported
+
 # With GL_EXT_shader_explicit_arithmetic_types. A type asks for a capability of the device only where SPIR-V says so:
 # float16_t does not when it is read from a buffer and converted, and nothing else.
 GLSL = {
@@ -25,6 +27,13 @@ _TO_BITS = {"float32": "floatBitsToUint({})", "float16": "float16BitsToUint16({}
 def dtype_of(expr: Any) -> str:
     """An expression's type, lanes included: "float32x4"."""
     return str(expr.ty.dtype)
+
+
+def known(dtype: str) -> str:
+    """``dtype`` itself. Raises Unsupported when its elements have no GLSL type."""
+    if split(dtype)[0] not in GLSL:
+        raise Unsupported(f"numbers of type {dtype}")
+    return dtype
 
 
 def reads_memory(expr: Any) -> bool:
