@@ -76,6 +76,26 @@ cl_command_queue Device::queue() {
 std::string Device::Text(cl_device_info what) const { return TextOf(clGetDeviceInfo, id, what); }
 std::string Device::PlatformText(cl_platform_info what) const { return TextOf(clGetPlatformInfo, platform, what); }
 
+tvm::ffi::Any Device::Attribute(tvm::runtime::DeviceAttrKind kind) const {
+  using Kind = tvm::runtime::DeviceAttrKind;
+  switch (kind) {
+    case Kind::kMaxThreadsPerBlock:
+      return static_cast<int64_t>(Info<size_t>(CL_DEVICE_MAX_WORK_GROUP_SIZE));
+    case Kind::kMaxSharedMemoryPerBlock:
+      return static_cast<int64_t>(Info<cl_ulong>(CL_DEVICE_LOCAL_MEM_SIZE));
+    case Kind::kDeviceName:
+      return tvm::ffi::String(Text(CL_DEVICE_NAME));
+    case Kind::kMultiProcessorCount:
+      return static_cast<int64_t>(Info<cl_uint>(CL_DEVICE_MAX_COMPUTE_UNITS));
+    case Kind::kDriverVersion:
+      return tvm::ffi::String(Text(CL_DRIVER_VERSION));
+    case Kind::kTotalGlobalMemory:
+      return static_cast<int64_t>(Info<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE));
+    default:
+      return nullptr;
+  }
+}
+
 cl_mem Device::Allocate(size_t bytes) {
   const auto largest = Info<cl_ulong>(CL_DEVICE_MAX_MEM_ALLOC_SIZE);
   const auto total = Info<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE);

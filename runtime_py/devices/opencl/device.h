@@ -3,6 +3,9 @@
 
 #include <CL/cl.h>
 
+#include <tvm/ffi/any.h>
+#include <tvm/runtime/device_api.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +24,9 @@ namespace blockffn::opencl {
 
 class Device {
  public:
+  using Pointer = cl_mem;
+  static constexpr DLDeviceType kType = kDLOpenCL;
+
   // All devices: GPUs, then accelerators, then CPUs. They live as long as the process.
   static const std::vector<std::unique_ptr<Device>>& All();
   // Throws when there is no device with this number.
@@ -31,6 +37,8 @@ class Device {
   const cl_platform_id platform;
   const cl_device_id id;
   const cl_device_type type;
+
+  tvm::ffi::Any Attribute(tvm::runtime::DeviceAttrKind kind) const;  // nullptr where OpenCL does not tell
 
   cl_context context();  // made at the first use, with the queue
   cl_command_queue queue();

@@ -65,6 +65,22 @@ Device::Device(VkPhysicalDevice physical)
   largest_buffer_ = limit / kRounding * kRounding;
 }
 
+tvm::ffi::Any Device::Attribute(tvm::runtime::DeviceAttrKind kind) const {
+  using Kind = tvm::runtime::DeviceAttrKind;
+  switch (kind) {
+    case Kind::kMaxThreadsPerBlock:
+      return static_cast<int64_t>(properties.limits.maxComputeWorkGroupInvocations);
+    case Kind::kMaxSharedMemoryPerBlock:
+      return static_cast<int64_t>(properties.limits.maxComputeSharedMemorySize);
+    case Kind::kDeviceName:
+      return tvm::ffi::String(name());
+    case Kind::kTotalGlobalMemory:
+      return static_cast<int64_t>(total_memory());
+    default:
+      return nullptr;
+  }
+}
+
 void Device::Open() {
   std::call_once(opened_, [this] {
     const float priority = 1;

@@ -1,6 +1,9 @@
 // Vulkan devices: each with a logical device, its memory and one stream of commands.
 #pragma once
 
+#include <tvm/ffi/any.h>
+#include <tvm/runtime/device_api.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,6 +22,9 @@ namespace blockffn::vulkan {
 
 class Device {
  public:
+  using Pointer = void*;
+  static constexpr DLDeviceType kType = kDLVulkan;
+
   // All devices: discrete GPUs, integrated ones, virtual ones, CPUs. They live as long as the process.
   static const std::vector<std::unique_ptr<Device>>& All();
   // Those that are left out since their driver failed when it was asked about them.
@@ -34,6 +40,8 @@ class Device {
   const VkPhysicalDevice physical;
   VkPhysicalDeviceProperties properties;
   const Features features;
+
+  tvm::ffi::Any Attribute(tvm::runtime::DeviceAttrKind kind) const;  // nullptr where Vulkan does not tell
 
   std::string name() const { return properties.deviceName; }
   const std::string& driver() const { return driver_; }  // name and version

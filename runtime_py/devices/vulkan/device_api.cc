@@ -3,10 +3,10 @@
 #include <tvm/ffi/container/map.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
-#include <tvm/runtime/device_api.h>
 
 #include <algorithm>
 
+#include "../shared/device_api.h"
 #include "counters.h"
 #include "device.h"
 #include "instance.h"
@@ -16,69 +16,6 @@ namespace blockffn::vulkan {
 namespace {
 
 namespace ffi = tvm::ffi;
-using tvm::runtime::DeviceAttrKind;
-
-thread_local int current_device = 0;
-
-class VulkanDeviceAPI final : public tvm::runtime::DeviceAPI {
- public:
-  void SetDevice(DLDevice device) final { current_device = device.device_id; }
-
-  void GetAttr(DLDevice device, DeviceAttrKind kind, ffi::Any* result) final {
-    const bool exists = device.device_id >= 0 && static_cast<size_t>(device.device_id) < Device::All().size();
-    if (kind == DeviceAttrKind::kExist) {
-      *result = static_cast<int64_t>(exists);
-      return;
-    }
-    const Device& on = Device::Get(device.device_id);
-    switch (kind) {
-      case DeviceAttrKind::kMaxThreadsPerBlock:
-        *result = static_cast<int64_t>(on.properties.limits.maxComputeWorkGroupInvocations);
-        break;
-      case DeviceAttrKind::kWarpSize:
-        *result = static_cast<int64_t>(1);  // nothing relies on lanes in step
-        break;
-      case DeviceAttrKind::kMaxSharedMemoryPerBlock:
-        *result = static_cast<int64_t>(on.properties.limits.maxComputeSharedMemorySize);
-        break;
-      case DeviceAttrKind::kDeviceName:
-        *result = ffi::String(on.name());
-        break;
-      case DeviceAttrKind::kTotalGlobalMemory:
-        *result = static_cast<int64_t>(on.total_memory());
-        break;
-      default:
-        *result = nullptr;  // Vulkan does not tell
-    }
-  }
-
-  void* AllocDataSpace(DLDevice device, size_t bytes, size_t, DLDataType) final {
-    return Device::Get(device.device_id).Allocate(bytes);
-  }
-
-  void FreeDataSpace(DLDevice device, void* buffer) final { Device::Get(device.device_id).Free(buffer); }
-
-  void StreamSync(DLDevice device, TVMStreamHandle) final { Device::Get(device.device_id).Finish(); }
-
- protected:
-  void CopyDataFromTo(const void* from, size_t from_offset, void* to, size_t to_offset, size_t bytes,
-                      DLDevice from_device, DLDevice to_device, DLDataType, TVMStreamHandle) final {
-    if (bytes == 0) return;
-    const bool reads = from_device.device_type == kDLVulkan, writes = to_device.device_type == kDLVulkan;
-    void* source = const_cast<void*>(from);
-    if (reads && writes && from_device.device_id == to_device.device_id) {
-      Device::Get(from_device.device_id).Copy(source, from_offset, to, to_offset, bytes);
-    } else if (reads && writes) {  // other devices cannot see the buffer
-      std::vector<char> between(bytes);
-      Device::Get(from_device.device_id).Read(source, from_offset, between.data(), bytes);
-      Device::Get(to_device.device_id).Write(between.data(), to, to_offset, bytes);
-    } else if (reads) {
-      Device::Get(from_device.device_id).Read(source, from_offset, static_cast<char*>(to) + to_offset, bytes);
-    } else {
-      Device::Get(to_device.device_id).Write(static_cast<const char*>(from) + from_offset, to, to_offset, bytes);
-    }
-  }
-};
 
 const char* TypeName(VkPhysicalDeviceType type) {
   switch (type) {
@@ -144,16 +81,10 @@ ffi::Array<ffi::String> ValidationMessages() {
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {
+  DeviceApi<Device>::Register("vulkan");
   ffi::reflection::GlobalDef()
-      .def_packed("device_api.vulkan",
-                  [](ffi::PackedArgs, ffi::Any* result) {
-                    static auto* api = new VulkanDeviceAPI();
-                    *result = static_cast<void*>(static_cast<tvm::runtime::DeviceAPI*>(api));
-                  })
       .def("ffi.Module.load_from_bytes.vulkan", [](const ffi::Bytes& bytes) { return LoadModule(bytes); })
       .def("blockffn.vulkan.devices", DescribeAll)
-      .def("blockffn.vulkan.memory_in_use", [](int device) { return Device::Get(device).memory_in_use(); })
-      .def("blockffn.vulkan.memory_kept", [](int device) { return Device::Get(device).memory_kept(); })
       .def("blockffn.vulkan.launches", [] { return Counters::Get().launches.load(); })
       .def("blockffn.vulkan.submissions", [] { return Counters::Get().submissions.load(); })
       .def("blockffn.vulkan.barriers", [] { return Counters::Get().barriers.load(); })
@@ -164,6 +95,6 @@ TVM_FFI_STATIC_INIT_BLOCK() {
 
 }  // namespace
 
-Device& CurrentDevice() { return Device::Get(current_device); }
+Device& CurrentDevice() { return DeviceApi<Device>::Current(); }
 
 }  // namespace blockffn::vulkan
