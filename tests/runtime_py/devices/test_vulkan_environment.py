@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT, HERE = Path(__file__).resolve().parents[3], Path(__file__).resolve().parent
-PARTS = ("runtime", "memory", "refusals")
+TESTS = ("device_runtimes", "vulkan_runtime", "vulkan_memory", "vulkan_refusals")
 RUNTIME_TESTS = """
 import sys
 import pytest
@@ -53,8 +53,8 @@ def layers(vulkan):
 @pytest.mark.parametrize("staging", [False, True])
 def test_validation_layers_have_nothing_to_say(layers, staging):
     """Also of hazards between commands: with ``staging``, as discrete GPUs, every copy is one."""
-    result = run(RUNTIME_TESTS, *(HERE / f"test_vulkan_{part}.py" for part in PARTS), BLOCKFFN_VULKAN_VALIDATION="1",
-                 BLOCKFFN_VULKAN_STAGING=str(int(staging)))
+    result = run(RUNTIME_TESTS, "-k", "vulkan", *(HERE / f"test_{part}.py" for part in TESTS),
+                 BLOCKFFN_VULKAN_VALIDATION="1", BLOCKFFN_VULKAN_STAGING=str(int(staging)))
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == f"staging {staging} messages 0", result.stderr
 

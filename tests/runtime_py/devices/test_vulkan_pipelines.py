@@ -1,4 +1,4 @@
-"""Compiled Vulkan pipelines on disk."""
+"""Compiled Vulkan pipelines on disk: what test_program_cache.py does not ask of every device."""
 
 import numpy as np
 import pytest
@@ -17,36 +17,18 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compilations(vulkan):
-    """compilations(source): what running a new module of ``source``, a form of ADD, makes the driver compile."""
-    def compilations(source=ADD, name="add"):
+    """compilations(name): what running a new module of ADD under that name makes the driver compile."""
+    def compilations(name="add"):
         before, tensor = counter("compilations"), vulkan.zeros((3,), "float32")
-        load_kernel(name, source, (POINTER, FLOAT32, INT32))(address(tensor), 2.0, 3, 1, 64)
+        load_kernel(name, ADD, (POINTER, FLOAT32, INT32))(address(tensor), 2.0, 3, 1, 64)
         np.testing.assert_array_equal(vulkan.host(tensor), [2, 2, 2])
         return counter("compilations") - before
     return compilations
 
 
-def test_a_pipeline_is_compiled_once(compilations, folder):
-    assert [compilations() for _ in range(3)] == [1, 0, 0]
-    assert [path.suffix for path in folder.iterdir()] == [".bin"]  # nothing half-written is left
-
-
-def test_another_shader_is_another_pipeline(compilations, folder):
-    other = ADD.replace("x[i] += value", "x[i] = 2 * value - x[i] - value")
-    assert [compilations(source) for source in (ADD, other, ADD, other)] == [1, 1, 0, 0]
-    assert compilations(name="plus") == 1
-    assert len(list(folder.iterdir())) == 3
-
-
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:len(data) // 2], lambda data: data[:20],
-                                    lambda data: data[:-1] + bytes([data[-1] ^ 1])])
-def test_damaged_entries_are_made_again(compilations, folder, damage):
-    compilations()
-    (entry,) = folder.iterdir()
-    good = entry.read_bytes()
-    entry.write_bytes(damage(good))
-    assert [compilations(), compilations()] == [1, 0]
-    assert len(entry.read_bytes()) == len(good)
+def test_another_name_is_another_pipeline(compilations, folder):
+    assert [compilations(), compilations(name="plus"), compilations()] == [1, 1, 0]
+    assert len(list(folder.iterdir())) == 2
 
 
 @pytest.mark.parametrize("byte", [4, 8, 12, 16, 31])  # header version, vendor, device, and the driver's own number
@@ -65,9 +47,3 @@ def test_a_key_names_device_driver_and_shader(compilations, vulkan, folder, monk
     monkeypatch.setattr(ProgramCache, "path", lambda self, key: keys.append(key) or folder / "entry.bin")
     compilations()
     assert keys[0].startswith(vulkan.product.encode() + b"\n") and b"\nadd\n" in keys[0]
-
-
-def test_a_folder_that_cannot_be_written_costs_a_compilation(compilations, monkeypatch, tmp_path):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "file"))
-    assert [compilations(), compilations()] == [1, 1]

@@ -1,6 +1,5 @@
 """The Vulkan runtime on the first device: launches, copies, their order, batches."""
 
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,32 +48,6 @@ def test_narrow_types_and_shared_memory(vulkan):
     np.testing.assert_array_equal(vulkan.host(tensors[0]), x[::-1] * y)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "uint32", "int32", "uint8"])
-@pytest.mark.parametrize("shape", [(1,), (3, 5, 7), (3 << 20,)])  # the last one is copied in pieces when staged
-def test_arrays_go_there_and_back(vulkan, dtype, shape):
-    array = np.random.default_rng(1).integers(0, 100, shape).astype(dtype)
-    tensor = vulkan.tensor(array)
-    assert tuple(tensor.shape) == shape and str(tensor.dtype) == dtype
-    np.testing.assert_array_equal(vulkan.host(tensor), array)
-    assert not vulkan.host(vulkan.zeros(shape, dtype)).any()
-    np.testing.assert_array_equal(vulkan.host(vulkan.tensor(array[..., ::-1])), array[..., ::-1])
-
-
-def test_work_is_done_in_order_whatever_happens_to_the_arrays_meanwhile(vulkan):
-    add, inputs, results = load_add(), vulkan.inputs(((1000,),), "float32"), []
-    for turn in range(200):
-        inputs.arrays[0][:] = turn
-        inputs.send()
-        for value in (0.5, 0.25):
-            add(address(inputs.tensors[0]), value, 1000, 16, 64)
-        result = vulkan.zeros((1000,), "float32")
-        copy(inputs.tensors[0], result)
-        results.append(result)
-        inputs.arrays[0][:] = np.nan
-    for turn, result in enumerate(results):
-        np.testing.assert_array_equal(vulkan.host(result), np.full(1000, turn + 0.75, "f4"))
-
-
 def test_launches_that_depend_on_each_other_run_one_after_the_other(vulkan):
     """A chain through three buffers, longer than a batch: a launch too early leaves a wrong sum."""
     add_up, n = load_sum(), 1 << 16
@@ -118,25 +91,6 @@ def test_launches_are_batched_until_somebody_waits(vulkan):
     for _ in range(1000):
         copy(tensor, other)
     assert before + 5 < counter("submissions") < before + 20
-
-
-def test_threads_share_a_kernel(vulkan):
-    add, tensors = load_add(), [vulkan.zeros((256,), "float32") for _ in range(4)]
-
-    def launch(index):
-        for _ in range(500):
-            add(address(tensors[index]), float(index + 1), 256, 4, 64)
-
-    with ThreadPoolExecutor(len(tensors)) as pool:
-        list(pool.map(launch, range(len(tensors))))
-    for index, tensor in enumerate(tensors):
-        assert (vulkan.host(tensor) == 500 * (index + 1)).all()
-
-
-def test_an_empty_launch_does_nothing(vulkan):
-    before = counter("launches")
-    load_add()(address(vulkan.zeros((1,), "float32")), 1.0, 0, 0, 64)
-    assert counter("launches") == before
 
 
 def test_a_grid_whose_size_wraps_is_not_taken_for_an_empty_one(vulkan):
