@@ -30,7 +30,6 @@ from .session import Session
 from .stats import Stopwatch
 from .tree import Tree, TreeShape
 from .tvm_runtime import installed_version
-from .verification import accept
 from .weights import INDEX
 
 if TYPE_CHECKING:
@@ -44,7 +43,6 @@ _SECONDS = 1.0  # no further round begins after it
 _STEADY = 3.0  # times the shortest: a median beyond it says that something else was running
 _DEPTHS = 8
 _DRAFT_NODES = 16  # of the trees drafted: a typical 4 to verify, and GROW times as many to learn from
-_GREEDY = Sampler(GREEDY)
 _EVEN = CostTable(NODES, (1.0,) * len(NODES))  # for controllers that are only timed
 
 
@@ -87,12 +85,12 @@ def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> tupl
     models; on large ones there are ``_ROUNDS[0]``, the fewest whose median outvotes a disturbance. Also returns
     whether the medians are to be trusted. Forgets what ``drafter`` knows."""
     session = engine.session(drafter, dense=dense)
-    tree, work = _nodes(session, engine.artifact), {}
+    tree, choose, work = _nodes(session, engine.artifact), Sampler(GREEDY, session.accept_kernel), {}
     for count in NODES:
         if count <= len(tree) and count.bit_length() <= session.room:
-            work[count] = partial(_step, session, Controller(_EVEN), tree[:count])
+            work[count] = partial(_step, session, choose, Controller(_EVEN), tree[:count])
     depths = range(1, _DEPTHS + 1 if drafter.by_level else 1)
-    work["try"] = partial(_try, session, Controller(_EVEN), tree[0])
+    work["try"] = partial(_try, session, choose, Controller(_EVEN), tree[0])
     for depth in depths:
         work["draft", depth] = partial(drafter.draft, tree[0], TreeShape(_DRAFT_NODES, depth, TOP_K))
     times: dict[Any, list[float]] = {name: [] for name in work}
@@ -134,32 +132,32 @@ def _nodes(session: Session, artifact: Artifact) -> list[int]:
     return np.argsort(-np.asarray(logits), kind="stable")[:limit].tolist()
 
 
-def _step(session: Session, controller: Controller, tokens: list[int]) -> None:
+def _step(session: Session, choose: Sampler, controller: Controller, tokens: list[int]) -> None:
     """What decoding does for a tree of so many nodes, with two children to each; nothing stays in the session. Drafting
     is part of it where it is not timed by levels, and so is learning from it."""
     length = session.length
     if len(tokens) == 1:
-        _GREEDY(session.step(tokens[0]))
+        choose(session.step(tokens[0]))
     else:
         controller.choose(len(tokens) - 1)
         if not session.drafter.by_level:
             session.drafter.draft(tokens[0], TreeShape(len(tokens), len(tokens) - 1, TOP_K))
         tree = Tree(tokens, [-1, *((node - 1) // 2 for node in range(1, len(tokens)))])
-        path, drawn = accept(tree, session.tree(tree.tokens, tree.parents).logits, _GREEDY)
+        path, drawn = choose.accept(tree, session.tree(tree.tokens, tree.parents).logits)
         session.commit(path)
         controller.observe(tree, [tokens[0], *drawn[:-1]])
     session.wait()
     session.rollback(length)
 
 
-def _try(session: Session, controller: Controller, token: int) -> None:
+def _try(session: Session, choose: Sampler, controller: Controller, token: int) -> None:
     """A plain pass for which the drafter is asked in vain, or only to learn from what it says."""
     length = session.length
     tree = Tree([token], [-1])
     if not session.drafter.by_level:
         tree = session.drafter.draft(token, TreeShape(_DRAFT_NODES, _DRAFT_NODES - 1, TOP_K))
     controller.choose(_DRAFT_NODES)
-    _GREEDY(session.step(token))
+    choose(session.step(token))
     controller.observe(tree if len(tree) > 1 else Tree([token, token], [-1, 0]), [token])
     session.wait()
     session.rollback(length)

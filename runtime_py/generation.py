@@ -76,7 +76,7 @@ class Generation:
         self._tokens.close()
 
     def _run(self, prompt: list[int]) -> Iterator[Token]:
-        sample, clock = Sampler(self.sampling), Stopwatch()
+        sample, clock = Sampler(self.sampling, self._session.accept_kernel), Stopwatch()
         self._controller.restart()
         logits = self._session.extend(prompt)
         self._session.wait()

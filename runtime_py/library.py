@@ -10,6 +10,7 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
+from .accept_kernel import AcceptKernel
 from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
 from .devices import Device, Inputs, Logits, Row, device_facts, kind_of_target
 from .host import check_host
@@ -35,7 +36,8 @@ class Drafted(NamedTuple):
 
 class Library:
     """Loads an artifact's library and weights on a device. See docs/artifact.md for the functions' arguments. One pass
-    at a time: neither the virtual machine nor the kept inputs can be shared by threads."""
+    at a time: neither the virtual machine nor the kept inputs can be shared by threads. ``accept``: the kernel that
+    chooses tokens; None where logits are in a device's memory."""
 
     def __init__(self, artifact: Artifact, device: Device) -> None:
         """Raises UserError when the library was made for another machine, device or TVM, is damaged, or does not
@@ -65,6 +67,7 @@ class Library:
         self._step = device.inputs(((1,), (1,), (1,), (1, 2), (1,)))
         self._step_numbers = [memoryview(array) for array in self._step.arrays[:3]]
         self._kept: dict[tuple[tuple[int, ...], ...], Inputs] = {}  # see _copies
+        self.accept = None if device.copies else AcceptKernel(self.kernel("accept"), device)
         if artifact.draft:
             self._draft_states = aligned_zeros((artifact.prefill_chunk_size, artifact.config.hidden_size), np.float32)
         self._item = self._ffi.get_global_func("ffi.ArrayGetItem")

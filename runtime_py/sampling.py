@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .devices.logits import Row
+from .accept_kernel import AcceptKernel
+from .devices.logits import Logits, Row
+from .tree import Tree
+from .verification import accept
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,10 @@ class Sampling:
 
 GREEDY = Sampling()
 _COLDEST = 1e-200  # a lower temperature chooses the same tokens, but its quotients overflow
+_COLDEST_KERNEL = 1e-30  # likewise, where they are float32
+_NO_LIMIT = 2**31 - 1
+_NO_STOP: AbstractSet[int] = frozenset()
+_AHEAD = 256  # random numbers made at once, more than a tree may have nodes
 
 
 def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] = ()) -> np.ndarray:
@@ -61,12 +69,18 @@ def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] 
 
 
 class Sampler:
-    """Draws tokens under one Sampling; keeps the random state."""
+    """Draws tokens under one Sampling; keeps the random state. ``kernel``: takes over where logits are arrays and there
+    is no repetition penalty."""
 
-    def __init__(self, sampling: Sampling) -> None:
+    def __init__(self, sampling: Sampling, kernel: AcceptKernel | None = None) -> None:
         self.sampling = sampling
         self._takes_largest = sampling.greedy and sampling.repetition_penalty == 1
+        self._kernel = kernel if sampling.repetition_penalty == 1 else None
+        inverse = 0.0 if sampling.greedy else 1 / max(sampling.temperature, _COLDEST_KERNEL)
+        self._settings = [inverse, min(sampling.top_k, _NO_LIMIT), sampling.top_p]
         self._rng = np.random.default_rng(sampling.seed)
+        self._uniforms: list[float] = []
+        self._used = 0
 
     def __call__(self, logits: np.ndarray | Row, history: Iterable[int] = ()) -> int:
         """The next token for logits float32 [V]: one uniform number, looked up in the cumulative distribution."""
@@ -74,11 +88,44 @@ class Sampler:
             if self._takes_largest and logits.most_likely is not None:
                 return logits.most_likely
             logits = np.asarray(logits)
+        elif self._kernel and not self._takes_largest:
+            return self._walk(logits[None], [-1], [0], _NO_STOP)[1][0]
         if self._takes_largest:
             return _most_likely(logits, self.sampling)
         cumulative = np.cumsum(_weights(logits, self.sampling, history))
+        draw = self._uniforms_ahead(1)[0]
+        self._used += 1
         # Scaled by the last sum, so that a draw never lands behind the last possible token.
-        return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+        return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+
+    def accept(self, tree: Tree, logits: np.ndarray | Logits, history: Sequence[int] = (),
+               stop_ids: AbstractSet[int] = _NO_STOP) -> tuple[list[int], list[int]]:
+        """``verification.accept`` with this sampler."""
+        if self._kernel is None or isinstance(logits, Logits):
+            return accept(tree, logits, self, history, stop_ids)
+        return self._walk(logits, tree.parents, tree.tokens, stop_ids)
+
+    def _walk(self, logits: np.ndarray, parents: list[int], tokens: list[int],
+              stop_ids: AbstractSet[int]) -> tuple[list[int], list[int]]:
+        n = len(tokens)
+        found = self._kernel(logits, *self._settings, *parents, *tokens, *self._uniforms_ahead(n))
+        path = found[:found.index(-1, 0, n)] if found[n - 1] < 0 else found[:n]
+        drawn = found[n:n + len(path)]
+        if not stop_ids.isdisjoint(drawn):
+            end = next(i for i, token in enumerate(drawn, 1) if token in stop_ids)
+            path, drawn = path[:end], drawn[:end]
+        if drawn[-1] < 0:
+            _most_likely(logits[path[-1]], self.sampling)  # says what is wrong
+        if not self._takes_largest:
+            self._used += len(drawn)
+        return path, drawn
+
+    def _uniforms_ahead(self, count: int) -> list[float]:
+        """The next numbers from 0 up to 1, of which ``_used`` counts those that were used."""
+        if self._used + count > len(self._uniforms):
+            self._uniforms = self._uniforms[self._used:] + self._rng.random(_AHEAD).tolist()
+            self._used = 0
+        return self._uniforms[self._used:self._used + count]
 
 
 def _weights(logits: np.ndarray, sampling: Sampling, history: Iterable[int]) -> np.ndarray:

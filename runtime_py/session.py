@@ -10,6 +10,7 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
+from .accept_kernel import AcceptKernel
 from .artifact import Artifact
 from .devices import Logits, Row
 from .drafters import Drafter
@@ -185,6 +186,16 @@ class Session:
             shared += 1
         self.rollback(shared)
         return shared
+
+    @property
+    def accept_kernel(self) -> AcceptKernel | None:
+        """The library's kernel that chooses tokens, if it has one."""
+        return self._library.accept
+
+    @property
+    def kernel_seconds(self) -> float:
+        """What that kernel took so far."""
+        return self._library.accept.seconds if self._library.accept else 0.0
 
     def wait(self) -> None:
         """Until every pass before is done, as who reads a clock must."""

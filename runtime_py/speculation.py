@@ -10,7 +10,7 @@ from .drafters import Drafter
 from .session import Session
 from .stats import Stats
 from .tree import Tree, TreeShape
-from .verification import Sample, accept
+from .verification import Chooser
 
 PLAIN = TreeShape(size=1, depth=0, top_k=1)
 
@@ -67,7 +67,7 @@ def _drafted(drafter: Drafter, root: int, shape: TreeShape) -> Tree:
     return tree
 
 
-def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: Collection[int],
+def advance(session: Session, root: int, limit: int, sample: Chooser, stop_ids: Collection[int],
             controller: ShapeController, stats: Stats) -> list[int]:
     """The tokens that one pass adds behind ``root``, the token chosen last: at least one, at most ``limit``, drawn as
     plain decoding draws them (``verification.accept``), the last one possibly of ``stop_ids``.
@@ -83,7 +83,7 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
         drafted = _drafted(session.drafter, root, shape)
         tree = controller.cut(drafted)
         stats.drafted += len(drafted) - 1
-    middle = perf_counter()
+    middle, chosen = perf_counter(), session.kernel_seconds
     stats.draft_seconds += middle - start
     if tree is None or len(tree) == 1:
         logits = session.step(root)
@@ -94,12 +94,13 @@ def advance(session: Session, root: int, limit: int, sample: Sample, stop_ids: C
         output = session.tree(tree.tokens, tree.parents)
         session.wait()
         stats.verify_seconds += perf_counter() - middle
-        path, tokens = accept(tree, output.logits, sample, session.tokens, stop_ids)
+        path, tokens = sample.accept(tree, output.logits, session.tokens, stop_ids)
         start = perf_counter()
         session.commit(path)
         session.wait()
         stats.verify_seconds += perf_counter() - start
         stats.add_scores(len(tree) - 1, output.layer_scores)
+    stats.verify_seconds += session.kernel_seconds - chosen
     stats.accept_lengths.append(len(tokens))
     start = perf_counter()
     controller.observe(drafted, [root, *tokens[:-1]])

@@ -73,7 +73,7 @@ class Stats:
         self.verified += drafts
         self._unseen_scores.append(layer_scores)
         self._unseen_nodes += 1 + drafts
-        if self._unseen_nodes >= _NODES_HELD or sum(map(len, self._unseen_scores)) >= _TENSORS_HELD:
+        if self._unseen_nodes >= _NODES_HELD or len(self._unseen_scores) * len(layer_scores) >= _TENSORS_HELD:
             self._look()
 
     def _look(self) -> None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
-from .devices import Row
+from .devices import Logits, Row
 from .tree import Tree
 
 Sample = Callable[[np.ndarray | Row, Iterable[int]], int]
+
+
+class Chooser(Protocol):
+    """Chooses tokens, keeping what state it needs."""
+
+    def __call__(self, logits: np.ndarray | Row, history: Iterable[int]) -> int:
+        """The next token for logits float32 [V] behind ``history``."""
+
+    def accept(self, tree: Tree, logits: Logits | np.ndarray, history: Sequence[int],
+               stop_ids: Collection[int]) -> tuple[list[int], list[int]]:
+        """As the function ``accept`` has it."""
 
 
 def accept(tree: Tree, logits: Sequence[np.ndarray | Row], sample: Sample, history: Sequence[int] = (),

@@ -90,6 +90,22 @@ def top_k(logits: np.ndarray, k: int, token_ids: np.ndarray | None = None) -> tu
     return order if token_ids is None else token_ids[order], log_probs
 
 
+def choose(logits: np.ndarray, inverse_temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """logits [V] -> the probabilities [V] that a token is drawn with: softmax(inverse_temperature * logits), tokens
+    outside the ``top_k`` largest (0: none) and then those outside the smallest set of likely ones with ``top_p`` of the
+    rest left out. An inverse temperature of 0: the lowest token with the largest logit."""
+    x = f64(logits)
+    if inverse_temperature == 0:
+        return np.eye(len(x))[x.argmax()]
+    weights = np.exp((x - x.max()) * inverse_temperature)
+    weights[x < np.sort(x)[-(top_k or len(x))]] = 0
+    if top_p < 1:
+        order = np.argsort(-x, kind="stable")
+        before = np.cumsum(weights[order]) - weights[order]
+        weights[order[before >= top_p * weights.sum()]] = 0
+    return weights / weights.sum()
+
+
 def rotate(x: np.ndarray, pos: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Half-split rotation of x [n, ..., R] by the table's rows pos [n]."""
     cos, sin = np.split(f64(table)[pos].reshape(len(pos), *[1] * (x.ndim - 2), -1), 2, axis=-1)

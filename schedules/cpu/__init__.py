@@ -2,6 +2,7 @@
 
 from ..builder import ORIGIN
 from ..layout import FLOAT_FORMATS, Q4_FORMATS
+from .accept import accept
 from .attention import attention
 from .cache import append_heads, append_latent, commit
 from .embedding import embedding
@@ -33,8 +34,8 @@ from .union import union
 
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
-__all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
-           "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads", "latent_query",
-           "linear", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
+__all__ = ["FORMATS", "ORIGIN", "accept", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias",
+           "apply_penalty", "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads",
+           "latent_query", "linear", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
            "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "value_up", "whole_vocabulary",
            "widen"]

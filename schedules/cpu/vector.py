@@ -120,14 +120,15 @@ class Register:
         return self._buffer[span(start, lanes)]
 
     def sum(self) -> Any:
-        """All lanes added as a balanced tree."""
-        return self._fold(lambda low, high: low + high)
+        """All lanes added."""
+        return self.fold(lambda low, high: low + high)
 
     def max(self) -> Any:
         """The largest lane."""
-        return self._fold(T.max)
+        return self.fold(T.max)
 
-    def _fold(self, combine: Callable[[Any, Any], Any]) -> Any:
+    def fold(self, combine: Callable[[Any, Any], Any]) -> Any:
+        """All lanes combined as a balanced tree."""
         part = self
         while part.lanes > 1:
             half = part.lanes // 2

@@ -8,6 +8,8 @@ import numpy as np
 
 
 class FakeLibrary:
+    accept = None
+
     def __init__(self, artifact, device=None):
         self.artifact = artifact
         config = artifact.config

@@ -28,6 +28,7 @@ DOT = {"avx512vnni": r"vpdpbusd\s.*%zmm", "avxvnni": r"vpdpbusd\s.*%ymm", "dotpr
 LIBRARY_CALL = re.compile(r"\b(?:expf|fmaf|fma|sqrtf|powf|fmaxf|fminf|floorf|roundf)\b")
 # By tiles, dtype (of weights without a 4-bit format, and of the cache) and activations.
 KERNELS = {
+    "accept": lambda t, d, a: cpu.accept(t, 300),
     "append_heads": lambda t, d, a: cpu.append_heads(t, 64, 2, 64, 64, x_width=512, offset=256, cache_dtype=d),
     "append_latent": lambda t, d, a: cpu.append_latent(t, 64, 64, 64, 64, 1e-6, x_width=224, offset=96, dtype=d,
                                                        cache_dtype=d),

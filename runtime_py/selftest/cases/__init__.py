@@ -16,6 +16,7 @@ from . import attention, cache, dense, experts, paged, rows, sampling, serving
 Case = Callable[[Subject, int], Iterator[list[Any]]]
 
 CASES: dict[str, Case] = {
+    "accept": rows.accept,
     "append_heads": cache.append_heads,
     "append_latent": cache.append_latent,
     "apply_bitmask": serving.apply_bitmask,

@@ -59,6 +59,27 @@ def argmax(k: Subject, n: int) -> Iterator[list[Any]]:
     yield [logits, same(tokens), same(np.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0])]
 
 
+def accept(k: Subject, n: int) -> Iterator[list[Any]]:
+    """logits, asked -> accepted. The tree goes on with what is drawn three times out of four; draws
+    are in the middle of what a token has of the probability."""
+    logits = _logits(k, n)
+    for settings in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.9), (2.0, 40, 0.5)):
+        parents, tokens = np.append(-1, k.integers(n, n)[1:] % np.arange(1, n)), k.integers(k.p.vocab, n)
+        uniforms, accepted, node = k.rng.random(n), np.full((2, n), -1, np.int32), 0
+        for step in range(n):
+            probabilities = twins.choose(logits[node], settings[0], int(settings[1]), settings[2])
+            token = k.rng.choice(len(probabilities), p=probabilities)
+            uniforms[step] = probabilities[:token].sum() + probabilities[token] / 2
+            accepted[:, step] = node, token
+            children = np.flatnonzero(parents == node)
+            if len(children) == 0 or k.rng.random() < 0.25:
+                tokens[children] = (token + 1) % k.p.vocab
+                break
+            tokens[children] = token  # the first of equal ones is taken
+            node = children[0]
+        yield [logits, np.concatenate([settings, parents, tokens, uniforms]), same(accepted)]
+
+
 def _logits(k: Subject, n: int) -> np.ndarray:
     """Every second row has many equal ones."""
     logits = 3 * k.normal(n, k.p.vocab)
