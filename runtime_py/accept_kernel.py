@@ -15,19 +15,26 @@ from .devices import Device
 
 class AcceptKernel:
     """Calls the kernel (schedules/cpu/accept.py) on logits in the processor's memory. One call at a time: its inputs
-    are kept and written again. ``seconds``: what the kernel itself took so far."""
+    are kept and written again. ``seconds``: what the kernel itself took so far. ``known``: an array, and the tensor of
+    the same memory: making one of an array takes longer than the draw."""
 
     def __init__(self, kernel: Any, device: Device) -> None:
         self._kernel, self._device = kernel, device
         self._kept: dict[int, tuple[Callable[..., None], list[Any], memoryview]] = {}
         self.seconds = 0.0
+        self.known: tuple[np.ndarray, Any] = np.empty(0), None
 
     def __call__(self, logits: np.ndarray, *asked: float) -> list[int]:
-        """Logits float32 [n, V] of a tree's nodes and 3 + 3 n numbers -> 2 n: the nodes that are accepted, filled up
-        with -1, then the token drawn at each; -1 for one where the largest logit is not finite."""
-        write, tensors, accepted = self._kept.get(len(logits)) or self._keep(len(logits))
+        """Logits float32 [n, V] of a tree's nodes (or [V] of one) and 3 + 3 n numbers -> 2 n: the nodes that are
+        accepted, filled up with -1, then the token drawn at each; -1 where the largest logit is not finite."""
+        n = len(asked) // 3 - 1
+        write, tensors, accepted = self._kept.get(n) or self._keep(n)
         write(*asked)
-        tensor = self._device.tensor(logits)
+        array, tensor = self.known
+        if not (logits is array or logits.base is array) or logits.size != array.size:
+            copy = self._device.inputs(((n, logits.size // n),), "float32")  # aligned as kernels expect
+            copy.arrays[0][...] = logits
+            tensor = copy.tensors[0]
         start = perf_counter()
         self._kernel(tensor, *tensors)
         self.seconds += perf_counter() - start
@@ -35,6 +42,6 @@ class AcceptKernel:
 
     def _keep(self, n: int) -> tuple[Callable[..., None], list[Any], memoryview]:
         asked, accepted = self._device.inputs(((3 + 3 * n,),), "float64"), self._device.inputs(((2, n),))
-        write = partial(Struct(f"{3 + 3 * n}d").pack_into, asked.arrays[0], 0)
+        write = partial(Struct(f"{3 + 3 * n}d").pack_into, memoryview(asked.arrays[0]), 0)
         self._kept[n] = write, asked.tensors + accepted.tensors, memoryview(accepted.arrays[0].reshape(-1))
         return self._kept[n]

@@ -55,10 +55,14 @@ class Generation:
         self.sampling = sampling
         self.draft = session.drafter.name if session.drafter else "none"
         self.ids: list[int] = []
-        self.text = ""
+        self._pieces: list[str] = []
         self.finish_reason: str | None = None
         self.stats = Stats(prompt_tokens=len(prompt))
         self._tokens = self._run(list(prompt))
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -77,35 +81,30 @@ class Generation:
 
     def _run(self, prompt: list[int]) -> Iterator[Token]:
         sample, clock = Sampler(self.sampling, self._session.accept_kernel), Stopwatch()
+        take, stats, ids = self._take, self.stats, self.ids
         self._controller.restart()
         logits = self._session.extend(prompt)
         self._session.wait()
-        self.stats.prefill_seconds = clock.seconds
-        token = self._take(sample(logits, self._session.tokens))
-        self.stats.time_to_first_token = clock.seconds
+        stats.prefill_seconds = clock.seconds
+        token = take(sample(logits, self._session.tokens))
+        stats.time_to_first_token = clock.seconds
         yield token
         while self.finish_reason is None:
             start = perf_counter()
-            tokens = advance(self._session, self.ids[-1], self.max_tokens - len(self.ids), sample, self._stop_ids,
-                             self._controller, self.stats)
-            for token_id in tokens:
-                token = self._take(token_id)
-                self.stats.decode_seconds += perf_counter() - start
+            for token_id in advance(self._session, ids[-1], self.max_tokens - len(ids), sample, self._stop_ids,
+                                    self._controller, stats):
+                token = take(token_id)
+                stats.decode_seconds += perf_counter() - start
                 yield token
                 start = perf_counter()  # the time between tokens belongs to who asks for them
 
     def _take(self, token_id: int) -> Token:
         self.ids.append(token_id)
         self.stats.generated_tokens += 1
-        if token_id in self._stop_ids:
-            self.finish_reason = "eos"
-        elif len(self.ids) == self.max_tokens:
-            self.finish_reason = "length"
-        text = ""
-        if self._decoder is not None:
-            if self.finish_reason != "eos":
-                text = self._decoder.push(token_id)
-            if self.finish_reason:
-                text += self._decoder.finish()
-            self.text += text
-        return Token(token_id, text)
+        stops = token_id in self._stop_ids
+        text = self._decoder.push(token_id) if self._decoder and not stops else ""
+        if stops or len(self.ids) == self.max_tokens:
+            self.finish_reason = "eos" if stops else "length"
+            text += self._decoder.finish() if self._decoder else ""
+        self._pieces.append(text)
+        return tuple.__new__(Token, (token_id, text))  # Token(...) is a call more, for every token

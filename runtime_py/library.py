@@ -158,7 +158,10 @@ class Library:
         return Drafted(*map(self._device.host, (tokens, log_probs)), self._logits(logits), self._device.host(hidden))
 
     def _logits(self, tensor: Any) -> np.ndarray | Logits:
-        return self._device.logits(tensor, self._argmax)
+        logits = self._device.logits(tensor, self._argmax)
+        if self.accept:
+            self.accept.known = logits, tensor
+        return logits
 
     def _hidden(self, result: Any) -> States | None:
         return States(self._item(result, 2), self._device) if self._draft else None

@@ -89,7 +89,7 @@ class Sampler:
                 return logits.most_likely
             logits = np.asarray(logits)
         elif self._kernel and not self._takes_largest:
-            return self._walk(logits[None], [-1], [0], _NO_STOP)[1][0]
+            return self._draw(logits)
         if self._takes_largest:
             return _most_likely(logits, self.sampling)
         cumulative = np.cumsum(_weights(logits, self.sampling, history))
@@ -103,12 +103,8 @@ class Sampler:
         """``verification.accept`` with this sampler."""
         if self._kernel is None or isinstance(logits, Logits):
             return accept(tree, logits, self, history, stop_ids)
-        return self._walk(logits, tree.parents, tree.tokens, stop_ids)
-
-    def _walk(self, logits: np.ndarray, parents: list[int], tokens: list[int],
-              stop_ids: AbstractSet[int]) -> tuple[list[int], list[int]]:
-        n = len(tokens)
-        found = self._kernel(logits, *self._settings, *parents, *tokens, *self._uniforms_ahead(n))
+        n = len(tree.tokens)
+        found = self._kernel(logits, *self._settings, *tree.parents, *tree.tokens, *self._uniforms_ahead(n))
         path = found[:found.index(-1, 0, n)] if found[n - 1] < 0 else found[:n]
         drawn = found[n:n + len(path)]
         if not stop_ids.isdisjoint(drawn):
@@ -119,6 +115,14 @@ class Sampler:
         if not self._takes_largest:
             self._used += len(drawn)
         return path, drawn
+
+    def _draw(self, logits: np.ndarray) -> int:
+        """The kernel's choice: a tree of nothing but a root, whose token does not matter."""
+        token = self._kernel(logits, *self._settings, -1, 0, *self._uniforms_ahead(1))[1]
+        if token < 0:
+            _most_likely(logits, self.sampling)  # says what is wrong
+        self._used += 1
+        return token
 
     def _uniforms_ahead(self, count: int) -> list[float]:
         """The next numbers from 0 up to 1, of which ``_used`` counts those that were used."""

@@ -13,9 +13,8 @@ import numpy as np
 
 from .sparsity import union_share
 
-# Router scores are looked at behind the last pass or when those of so many nodes, some KB each, or so many tensors have
-# come: on a device each takes an allocation, of which drivers have thousands.
-_NODES_HELD = 4096
+# Router scores are looked at behind the last pass or when so many tensors of them, some KB each, have come: on a device
+# each takes an allocation, of which drivers have thousands.
 _TENSORS_HELD = 1024
 
 
@@ -41,7 +40,7 @@ class Stats:
     accept_lengths: list[int] = field(default_factory=list)
     _shares: list[float] = field(default_factory=list, repr=False)
     _unseen_scores: list[Sequence[np.ndarray]] = field(default_factory=list, repr=False)
-    _unseen_nodes: int = field(default=0, repr=False)
+    _unseen_limit: int = field(default=0, repr=False)
 
     @property
     def passes(self) -> int:
@@ -71,15 +70,15 @@ class Stats:
         """Count a pass that verified a tree of so many ``drafts`` and a root: its router scores, float32 [n, E] per
         layer."""
         self.verified += drafts
+        if not self._unseen_scores:
+            self._unseen_limit = _TENSORS_HELD // len(layer_scores)
         self._unseen_scores.append(layer_scores)
-        self._unseen_nodes += 1 + drafts
-        if self._unseen_nodes >= _NODES_HELD or len(self._unseen_scores) * len(layer_scores) >= _TENSORS_HELD:
+        if len(self._unseen_scores) >= self._unseen_limit:
             self._look()
 
     def _look(self) -> None:
         self._shares.extend(map(union_share, self._unseen_scores))
         self._unseen_scores.clear()
-        self._unseen_nodes = 0
 
     @property
     def overhead_seconds(self) -> float:

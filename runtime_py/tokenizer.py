@@ -104,14 +104,14 @@ class StreamDecoder:
 
     def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
         """``context``: the tokens before the first one, for spacing; their text is not returned."""
-        self._tokenizer = tokenizer
+        self._tokenizer, self._pieces = tokenizer, tokenizer.pieces
         self._window = [token for token in context if not tokenizer.is_silent(token)][-_CONTEXT:]
         self._emitted = len(self._stable(tokenizer.decode(self._window)))
         self._whole = False  # the window is one token, all of whose text is out
 
     def push(self, token_id: int) -> str:
         """The text that ``token_id`` completes; empty while a character is incomplete."""
-        if self._whole and (known := self._tokenizer.pieces.get(token_id)):
+        if self._whole and (known := self._pieces.get(token_id)):
             self._window[0] = token_id
             piece, self._emitted = known
             return piece
@@ -131,7 +131,7 @@ class StreamDecoder:
             self._emitted = self._tokenizer.text_length(token_id)
             self._whole = True
             if followed and self._tokenizer.joins:
-                self._tokenizer.pieces[token_id] = piece, self._emitted
+                self._pieces[token_id] = piece, self._emitted
         return piece
 
     def finish(self) -> str:

@@ -98,7 +98,7 @@ def choose(logits: np.ndarray, inverse_temperature: float, top_k: int, top_p: fl
     if inverse_temperature == 0:
         return np.eye(len(x))[x.argmax()]
     weights = np.exp((x - x.max()) * inverse_temperature)
-    weights[x < np.sort(x)[-(top_k or len(x))]] = 0
+    weights[x < np.sort(x)[-min(top_k or len(x), len(x))]] = 0
     if top_p < 1:
         order = np.argsort(-x, kind="stable")
         before = np.cumsum(weights[order]) - weights[order]

@@ -196,10 +196,11 @@ class _Draw:
         return T.bitwise_and(self._bits(i, lanes), const(_MAGNITUDE, lanes, "int32"))
 
     def _key(self, i: Any, lanes: int) -> Any:
-        """An integer of the logits' order."""
+        """An integer of the logits' order, the same for 0 and -0."""
         bits = self._bits(i, lanes)
         sign = T.shift_right(bits, const(31, lanes, "int32"))
-        return T.bitwise_xor(bits, T.bitwise_and(sign, const(_MAGNITUDE, lanes, "int32")))
+        key = T.bitwise_xor(bits, T.bitwise_and(sign, const(_MAGNITUDE, lanes, "int32")))
+        return T.Select(self._logits(i, lanes) == splat(0.0, lanes), const(0, lanes, "int32"), key)
 
     def _fold(self, combine: Callable[[Any, Any], Any], value: Read, start: float, dtype: str = "float32") -> Any:
         """``combine`` over the row, in an order fixed by its length."""
