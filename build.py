@@ -51,6 +51,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="GPUs that a library for CUDA holds machine code for (default: sm_80,sm_87,sm_90)")
     parser.add_argument("--mlc", action="store_true",
                         help="also export the functions of MLC's engine, which then runs the artifact too")
+    parser.add_argument("--mlc-cache", choices=("mla", "mha"),
+                        help="kind of that engine's cache for latent attention: mla (GPUs; half the memory, no "
+                             "speculation) or mha (default: mla on GPUs without --draft, else mha)")
     parser.add_argument("--device-limits", choices=("target", "probe"), default="target",
                         help="how large buffers for Vulkan may be: as on every device, or as on this machine's first "
                              "device (default: target)")
@@ -106,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
             plans[out] = make_plan(model.config, target, quantization, arguments.context_window,
                                    arguments.prefill_chunk, model.folder, arguments.activations, model.draft,
                                    model.name, arguments.system_lib_prefix,
-                                   arguments.mlc or arguments.package)
+                                   arguments.mlc or arguments.package, arguments.mlc_cache)
     if not tokenizer_files(model.folder):
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     if arguments.dry_run:

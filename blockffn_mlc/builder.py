@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from schedules.tiles import MAX_TREE_NODES
+from schedules.tiles import MAX_TREE_NODES, GpuTiles
 
 from .chat_config import FILE as CHAT_CONFIG
 from .chat_config import chat_config, copy_tokenizer, draft_chat_config
@@ -91,11 +91,12 @@ class Plan:
 def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
               prefill_chunk: int | None = None, folder: Path | None = None,
               activation_format: str | None = None, draft: Draft | None = None, name: str = "model",
-              prefix: str | None = None, mlc: bool = False) -> Plan:
+              prefix: str | None = None, mlc: bool = False, mlc_cache: str | None = None) -> Plan:
     """Check the options against the model and describe the build; see ``make_build`` too. ``folder``: the checkpoint's,
     for tokenizer and generation defaults (None: there are none). ``name``: the model's, for the default of ``prefix``,
     which a system library's symbols begin with. Raises UserError."""
-    build = make_build(config, target, quantization_name, context_window, prefill_chunk, activation_format, draft, mlc)
+    build = make_build(config, target, quantization_name, context_window, prefill_chunk, activation_format, draft, mlc,
+                       mlc_cache)
     prefix = system_lib_prefix(prefix, name, quantization_name)
     graph = build_graph(build)
     library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
@@ -114,10 +115,11 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
 
 def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, context_window: int | None = None,
                prefill_chunk: int | None = None, activation_format: str | None = None, draft: Draft | None = None,
-               mlc: bool = False) -> Build:
+               mlc: bool = False, mlc_cache: str | None = None) -> Build:
     """What the model's layers need to know, from options that are checked against the model. ``activation_format``: one
     of schedules.activations (None: the fastest). ``draft``: the draft model to compile into the same library. ``mlc``:
-    export the functions of MLC's engine too. Raises UserError."""
+    export the functions of MLC's engine too; ``mlc_cache``: over which kind of its cache, "mla" or "mha" (None: the
+    smaller one that does what can be done with the model). Raises UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
     chunk = min(target.prefill_chunk, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
@@ -128,7 +130,16 @@ def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, c
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     return Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None,
-                 target.tvm_target if mlc else None)
+                 target.tvm_target if mlc else None, _cache_kind(mlc_cache, config, target, draft))
+
+
+def _cache_kind(kind: str | None, config: BlockFFNConfig, target: Target, draft: Draft | None) -> str:
+    on_gpu = isinstance(target.tiles, GpuTiles)
+    if kind == "mla" and not config.is_mla:
+        raise UserError("--mlc-cache mla: the model has no latent attention; leave the option out")
+    if kind == "mla" and not on_gpu:
+        raise UserError(f"--mlc-cache mla: on target {target.name} MLC's cache has no such kind; use --mlc-cache mha")
+    return kind or ("mla" if config.is_mla and on_gpu and draft is None else "mha")
 
 
 def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: str, out: Path, jobs: int,

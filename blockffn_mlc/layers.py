@@ -30,7 +30,8 @@ LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape 
 class Build:
     """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits, the draft
     model if there is to be one. ``largest_buffer``: bytes that the device can hold in one piece, None if any number.
-    ``mlc``: what to compile MLC's functions for as well, None if they are not wanted."""
+    ``mlc``: what to compile MLC's functions for as well, None if they are not wanted; ``mlc_cache``: the kind of MLC's
+    cache for latent attention, "mla" or "mha"."""
 
     config: BlockFFNConfig
     quantization: Quantization
@@ -42,11 +43,17 @@ class Build:
     draft: Draft | None = None
     largest_buffer: int | None = None
     mlc: tvm.target.Target | None = None
+    mlc_cache: str = "mha"
 
     @property
     def on_gpu(self) -> bool:
         """Whether kernels are those of the GPU family."""
         return isinstance(self.tiles, GpuTiles)
+
+    @property
+    def latent_cache(self) -> bool:
+        """Whether MLC's cache is of its MLA kind."""
+        return self.config.is_mla and self.mlc_cache == "mla"
 
 
 def parameter(shape: Sequence[int], dtype: str, read: Callable[[Any], np.ndarray]) -> nn.Parameter:

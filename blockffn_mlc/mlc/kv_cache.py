@@ -20,12 +20,13 @@ CREATE = "create_tir_paged_kv_cache"
 _CREATE_BUILTIN = "vm.builtin.paged_attention_kv_cache_create"
 # Places of the constructor's arguments.
 _CONFIG, _DTYPE = 0, 12
-_RAGGED, _PAGED, _DECODE, _SLIDING, _TREE_PAGED, _TREE_RAGGED, _MERGE = 15, 16, 17, 18, 20, 21, 23
+_RAGGED, _PAGED, _DECODE, _SLIDING, _TREE_PAGED, _TREE_RAGGED, _LATENT, _MERGE = 15, 16, 17, 18, 20, 21, 22, 23
 _CONFIG_SIZE = 5  # what every runtime before August 2026 insists on; later ones take it too
 
 
 def cache_heads(config: BlockFFNConfig) -> tuple[int, int, int]:
-    """Heads of queries, heads of keys and their width in a cache of the MHA kind, whose values are as wide."""
+    """Heads of queries, heads of keys and their width in the cache. In one of the MHA kind values are as wide; in one
+    of the MLA kind they are columns of the keys."""
     if config.is_mla:
         return config.num_attention_heads, 1, config.kv_lora_rank + config.qk_rope_head_dim
     return config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -35,7 +36,7 @@ def cache_bytes(build: Build) -> int:
     """Bytes of a cache of one sequence over the whole context window."""
     _, kv_heads, dim = cache_heads(build.config)
     pages = -(-build.context_window // PAGE)
-    return (build.config.num_hidden_layers * pages * PAGE * 2 * kv_heads * dim
+    return (build.config.num_hidden_layers * pages * PAGE * (1 if build.latent_cache else 2) * kv_heads * dim
             * np.dtype(build.quantization.cache_dtype).itemsize)
 
 
@@ -43,12 +44,13 @@ def create_cache(build: Build, sizes: list[tirx.Var]) -> PagedKVCache:
     """The cache for ``sizes``: sequences, tokens, tokens of a prefill, tokens of a page, sliding window (0 or 1).
     Positions are rotated in the model, so the cache is told of none."""
     layers, (heads, kv_heads, dim) = build.config.num_hidden_layers, cache_heads(build.config)
+    value_dim = build.config.kv_lora_rank if build.latent_cache else dim
     return TIRPagedKVCache(
-        "mha", *sizes, layer_partition=relax.ShapeExpr([0, layers]), num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv_heads, qk_head_dim=dim, v_head_dim=dim,
-        mla_original_qk_head_dim=0, mla_original_v_head_dim=0, rope_mode=RopeMode.NONE, rope_scale=1, rope_theta=10000,
-        rope_scaling={}, rope_ext_factors=relax.prim_value(0), rotary_dim=dim, enable_disaggregation=False,
-        dtype=build.quantization.cache_dtype, target=build.mlc)
+        "mla" if build.latent_cache else "mha", *sizes, layer_partition=relax.ShapeExpr([0, layers]),
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads, qk_head_dim=dim,
+        v_head_dim=value_dim, mla_original_qk_head_dim=dim, mla_original_v_head_dim=value_dim, rope_mode=RopeMode.NONE,
+        rope_scale=1, rope_theta=10000, rope_scaling={}, rope_ext_factors=relax.prim_value(0), rotary_dim=dim,
+        enable_disaggregation=False, dtype=build.quantization.cache_dtype, target=build.mlc)
 
 
 def mend_creation(module: tvm.IRModule, build: Build) -> tvm.IRModule:
@@ -92,8 +94,10 @@ class _Mender(PyExprMutator):
                 args[place] = relax.Tuple([] if kernel is None else [
                     tvm.ir.StringImm("tirx"), self.builder_.add_func(kernel, f"cache_slot_{place}")])
             heads, _, dim = cache_heads(self.build.config)
-            merge = self.build.kernels.merge_state(heads, dim, self.build.quantization.cache_dtype)
-            args[_MERGE] = relax.Tuple([self.builder_.add_func(merge, "merge_state")])
+            merge = self.builder_.add_func(self.build.kernels.merge_state(
+                heads, self.build.config.kv_lora_rank if self.build.latent_cache else dim,
+                self.build.quantization.cache_dtype), "merge_state")
+            args[_MERGE] = relax.Tuple([merge] * len(args[_MERGE].fields))
         elif "paged" not in args[_TREE_PAGED].fields[1].name_hint:
             args[_TREE_PAGED], args[_TREE_RAGGED] = args[_TREE_RAGGED], args[_TREE_PAGED]
         return relax.Call(call.op, [builtin, *args], call.attrs, call.ty_args)
@@ -102,6 +106,10 @@ class _Mender(PyExprMutator):
 def _slots(build: Build) -> dict[int, tirx.PrimFunc | None]:
     """Our kernels for attention, by the place of the constructor's argument; None: there is none."""
     kernels, sizes = build.kernels, (build.tiles, *cache_heads(build.config), build.quantization.cache_dtype)
+    if build.latent_cache:
+        c = build.config
+        return {_RAGGED: kernels.ragged_prefill(*sizes, latent=c.kv_lora_rank), _LATENT: kernels.latent_prefill(
+            build.tiles, c.num_attention_heads, c.kv_lora_rank, c.qk_rope_head_dim, build.quantization.cache_dtype)}
     return {_RAGGED: kernels.ragged_prefill(*sizes), _PAGED: kernels.paged_prefill(*sizes),
             _DECODE: kernels.paged_decode(*sizes), _SLIDING: None, _SLIDING + 1: None,
             _TREE_PAGED: kernels.paged_prefill(*sizes, tree=True),

@@ -16,10 +16,15 @@ from ..config import LATENT_NORM_EPS
 from ..layers import Build, activation_spec, call
 from ..model import Model
 from .kv_cache import CREATE, cache_heads, create_cache
+from .latent import PagedLatentRows, Span
 from .metadata import MAX_SEQUENCES
 from .sampler import SAMPLING_KINDS, SamplerFunctions, sampler_spec
 
 BOUNDS = {"b": MAX_SEQUENCES}  # of the sizes in these functions' arguments
+# What is exported with a cache of either kind only. One of the MLA kind takes no token trees, and a chain is one too.
+_NEED_TREES = ("batch_verify", "get_logits", *(f"{name}_to_last_hidden_states" for name in (
+    "prefill", "batch_prefill", "decode", "batch_decode", "batch_verify")))
+_NEED_LATENTS = ("extend", "batch_extend")
 SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
 
 
@@ -87,7 +92,7 @@ class ServedModel(SamplerFunctions, Model):
         super().__init__(build)
         self.cache_build = build
         c, kernels, tiles = build.config, build.kernels, build.tiles
-        paged = PagedLatent if c.is_mla else PagedHeads
+        paged = PagedLatentRows if build.latent_cache else PagedLatent if c.is_mla else PagedHeads
         self.paged = [paged(build, layer.self_attn) for layer in self.layers]
         self.row_numbers = kernels.row_numbers()
         self.head_rows = kernels.encode(tiles, c.hidden_size, build.activations, scale=c.logit_scale)
@@ -107,17 +112,27 @@ class ServedModel(SamplerFunctions, Model):
             relax.op.builtin.alloc_tensor(shape, "float32", runtime_device_index=0)))
 
     def prefill(self, x: nn.Tensor, paged_kv_cache: PagedKVCache):
-        return self._logits(x, paged_kv_cache, self._rows(x.shape[1] - 1, 1)), paged_kv_cache
+        seen = self._seen(paged_kv_cache, new=True)
+        return self._logits(x, seen, self._rows(x.shape[1] - 1, 1)), paged_kv_cache
 
     def batch_prefill(self, x: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache):
-        return self._logits(x, paged_kv_cache, logit_positions), paged_kv_cache
+        return self._logits(x, self._seen(paged_kv_cache, new=True), logit_positions), paged_kv_cache
+
+    def extend(self, x: nn.Tensor, paged_kv_cache: PagedKVCache):
+        n = x.shape[1]
+        seen = self._seen(paged_kv_cache, new=True, cached=True, more=n - 1)
+        return self._logits(x, seen, self._rows(n - 1, 1)), paged_kv_cache
+
+    def batch_extend(self, x: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache):
+        seen = self._seen(paged_kv_cache, new=True, cached=True, more=x.shape[1] - logit_positions.shape[0])
+        return self._logits(x, seen, logit_positions), paged_kv_cache
 
     def decode(self, x: nn.Tensor, paged_kv_cache: PagedKVCache):
-        return self._logits(x, paged_kv_cache, self._rows(0, 1)), paged_kv_cache
+        return self._logits(x, self._seen(paged_kv_cache, cached=True), self._rows(0, 1)), paged_kv_cache
 
     def batch_decode(self, x: nn.Tensor, paged_kv_cache: PagedKVCache):
         b = x.shape[0]
-        logits = self._logits(x, paged_kv_cache, self._rows(0, b))
+        logits = self._logits(x, self._seen(paged_kv_cache, cached=True), self._rows(0, b))
         return op.reshape(logits, (b, 1, self.build.config.vocab_size)), paged_kv_cache
 
     def batch_verify(self, x: nn.Tensor, paged_kv_cache: PagedKVCache):
@@ -165,17 +180,21 @@ class ServedModel(SamplerFunctions, Model):
         return create_cache(self.cache_build, [max_batch_size, max_total_seq_len, prefill_chunk_size, page_size,
                                                support_sliding_window])
 
+    def _seen(self, cache: PagedKVCache, *, new: bool = False, cached: bool = False, more: Any = 0) -> Any:
+        """What attention takes; a cache of the MHA kind knows by itself which tokens are seen."""
+        return Span(cache, new, cached, more) if self.build.latent_cache else cache
+
     def _rows(self, first: Any, count: Any) -> nn.Tensor:
         first = tirx.IntImm("int64", first) if isinstance(first, int) else first
         return call(self.row_numbers, "row_numbers", [first], ((count,), "int32"))
 
-    def _logits(self, x: nn.Tensor, cache: PagedKVCache, rows: nn.Tensor) -> nn.Tensor:
+    def _logits(self, x: nn.Tensor, cache: PagedKVCache | Span, rows: nn.Tensor) -> nn.Tensor:
         """x f32 [1, n, H] or [n, 1, H] -> logits f32 [1, m, V] of ``rows`` int32 [m]."""
         last = self.norm(self._run_paged(x, cache), rows)
         logits = self.lm_head(last) if self.lm_head else self.embed_tokens.logits(last)
         return op.reshape(logits, (1, *logits.shape))
 
-    def _run_paged(self, x: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+    def _run_paged(self, x: nn.Tensor, cache: PagedKVCache | Span) -> nn.Tensor:
         """x f32 [1, n, H] or [n, 1, H] -> the last layer's output f32 [n, H]."""
         n = x.shape[0] * x.shape[1]
         x = op.reshape(x, (n, x.shape[2]))
@@ -189,7 +208,10 @@ class ServedModel(SamplerFunctions, Model):
         """Ours, and MLC's."""
         c = self.build.config
         sampler = sampler_spec(c.vocab_size) if self.build.mlc.kind.name in SAMPLING_KINDS else {}
-        return super().export_spec() | mlc_spec(c.hidden_size, c.vocab_size) | _with_mode("none", sampler)
+        functions = mlc_spec(c.hidden_size, c.vocab_size)
+        absent = _NEED_TREES if self.build.latent_cache else _NEED_LATENTS
+        return (super().export_spec() | {name: arguments for name, arguments in functions.items() if name not in absent}
+                | _with_mode("none", sampler))
 
 
 def model_spec(hidden: int) -> dict:
@@ -198,7 +220,9 @@ def model_spec(hidden: int) -> dict:
     cache = {"paged_kv_cache": spec.Object(object_type=PagedKVCache)}
     chunk, one, batch = ({"x": spec.Tensor([*shape, hidden], "float32")} for shape in ((1, "n"), (1, 1), ("b", 1)))
     functions |= {
-        "prefill": chunk | cache, "batch_prefill": chunk | {"logit_positions": spec.Tensor(["b"], "int32")} | cache,
+        **{name: chunk | cache for name in ("prefill", "extend")},
+        **{name: chunk | {"logit_positions": spec.Tensor(["b"], "int32")} | cache
+           for name in ("batch_prefill", "batch_extend")},
         "decode": one | cache, "batch_decode": batch | cache, "batch_verify": chunk | cache,
         **{f"{name}_to_last_hidden_states": x | cache for name, x in (
             ("prefill", chunk), ("batch_prefill", chunk), ("decode", one), ("batch_decode", batch),

@@ -144,25 +144,32 @@ class _Walk:
         return self._close(self._mlc.decode(0, self._text[-3]), self._logits[-3])
 
     def _second_turn(self) -> str:
-        return self._close(self._mlc.prefill(0, self._text[-2:]), self._logits[-1])
+        """Two tokens, or the second of them by itself."""
+        both = self._mlc.prefill(0, self._text[-2:])
+        self._mlc.pop(0, 1)
+        alone = self._mlc.prefill(0, self._text[-1:])
+        return self._close(np.array([both, alone]), self._logits[[-1, -1]])
 
     def _batch(self) -> str:
         self._mlc.add(1)
         self._mlc.add(2)
-        alone = self._engine.score([*self._other, *self._prompt[:1]]).logits
+        alone = self._engine.score([*self._other, *self._prompt[:2]]).logits
         first = self._mlc.batch_prefill({1: self._prompt, 2: self._other})
         second = self._mlc.batch_decode({1: self._text[_PROMPT], 2: self._prompt[0]})
+        third = self._mlc.batch_prefill({1: self._text[_PROMPT + 1:_PROMPT + 4], 2: self._prompt[1:2]})
         for sequence in (1, 2):
             self._mlc.remove(sequence)
-        ours = np.array([self._logits[_PROMPT - 1], alone[-2], self._logits[_PROMPT], alone[-1]])
-        return self._close(np.concatenate([first, second]), ours)
+        ours = np.stack([self._logits[[_PROMPT - 1, _PROMPT, _PROMPT + 3]], alone[-3:]], axis=1)
+        return self._close(np.stack([first, second, third]), ours)
 
     def _fork(self) -> str:
         self._mlc.fork(0, 1)
         self._mlc.pop(1, 2)
-        result = self._close(self._mlc.decode(1, self._text[-2]), self._logits[-2])
+        one = self._mlc.decode(1, self._text[-2])
+        self._mlc.pop(1, 1)
+        two = self._mlc.prefill(1, self._text[-2:])
         self._mlc.remove(1)
-        return result
+        return self._close(np.array([one, two]), self._logits[-2:])
 
     def _verify(self, parents: list[int]) -> str:
         """The text's last tokens as a tree, with others beside them; then keep the text's."""

@@ -78,7 +78,9 @@ class EmulatedEngine:
         """Append tokens to several sequences; logits f32 [sequences, V] of the last of each."""
         count = sum(map(len, texts.values()))
         last = np.cumsum([len(tokens) for tokens in texts.values()]) - 1
-        return self._run("batch_prefill", texts, (1, count), self._tensor(last.astype(np.int32)))[0]
+        again = any(self._lengths[sequence] for sequence in texts) and self.has("extend")
+        return self._run("batch_extend" if again else "batch_prefill", texts, (1, count),
+                         self._tensor(last.astype(np.int32)))[0]
 
     def decode(self, sequence: int, token: int) -> np.ndarray:
         """Append a token; logits f32 [V]."""

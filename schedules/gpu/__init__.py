@@ -7,6 +7,7 @@ from .cache import append_heads, append_latent, commit
 from .embedding import embedding
 from .encode import encode
 from .gated_silu import gated_silu
+from .latent_pages import latent_prefill, latent_rows, merge_latents
 from .latent_query import latent_query
 from .linear import linear
 from .norm import rms_norm
@@ -38,7 +39,8 @@ FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
            "argmax", "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads",
-           "latent_query", "linear", "merge_state", "multinomial", "paged_decode", "paged_prefill", "ragged_prefill",
-           "renormalize_top_p", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p",
-           "scatter_rows", "softmax_with_temperature", "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k",
-           "union", "value_up", "verify_drafts", "whole_vocabulary", "widen"]
+           "latent_prefill", "latent_query", "latent_rows", "linear", "merge_latents", "merge_state", "multinomial",
+           "paged_decode", "paged_prefill", "ragged_prefill", "renormalize_top_p", "rms_norm", "rope_heads",
+           "rope_query", "router", "row_numbers", "sample_top_p", "scatter_rows", "softmax_with_temperature",
+           "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k", "union", "value_up", "verify_drafts",
+           "whole_vocabulary", "widen"]

@@ -39,10 +39,10 @@ def paged_decode(tiles: GpuTiles, heads: int, kv_heads: int, dim: int, dtype: st
     with kernel(__name__) as k:
         batch = k.rows_var()
         q = k.tensor((batch, heads, dim), dtype)
-        pages = _Pages(k, kv_heads, dim, dtype)
+        pages = Pages(k, kv_heads, dim, dtype)
         for _ in range(2):
-            _auxiliary(batch)
-        task = _Task(k, tiles, batch, heads, kv_heads, dim, dtype, q)
+            auxiliary(batch)
+        task = Task(k, tiles, batch, heads, kv_heads, dim, dtype, q)
         scale = _scalars()
         with task.launched(scale) as row:
             length = pages.length(row)
@@ -63,16 +63,16 @@ def paged_prefill(tiles: GpuTiles, heads: int, kv_heads: int, dim: int, dtype: s
     with kernel(__name__) as k:
         n = k.rows_var()
         q = k.tensor((n, heads, dim), dtype)
-        starts = _auxiliary(k.rows_var())
-        pages = _Pages(k, kv_heads, dim, dtype)
-        _auxiliary(k.rows_var())
-        _auxiliary(n)
-        task = _Task(k, tiles, n, heads, kv_heads, dim, dtype, q)
+        starts = auxiliary(k.rows_var())
+        pages = Pages(k, kv_heads, dim, dtype)
+        auxiliary(k.rows_var())
+        auxiliary(n)
+        task = Task(k, tiles, n, heads, kv_heads, dim, dtype, q)
         causal = None if tree else T.arg("causal", T.int32())
         scale = _scalars()
-        order = _Tree(k) if tree else None
+        order = Tree(k) if tree else None
         with task.launched(scale) as row:
-            sequence = _sequence(starts, row)
+            sequence = sequence_of(starts, row)
             length = pages.length(sequence)
             task.attend_rows(row, starts, sequence, length, causal, order,
                              lambda j, head, i: pages.element(sequence, j, head, i))
@@ -80,33 +80,36 @@ def paged_prefill(tiles: GpuTiles, heads: int, kv_heads: int, dim: int, dtype: s
 
 
 @factory
-def ragged_prefill(tiles: GpuTiles, heads: int, kv_heads: int, dim: int, dtype: str, *,
-                   tree: bool = False) -> tvm.tirx.PrimFunc:
-    """Tokens of several sequences over their new keys and values alone.
+def ragged_prefill(tiles: GpuTiles, heads: int, kv_heads: int, dim: int, dtype: str, *, tree: bool = False,
+                   latent: int = 0) -> tvm.tirx.PrimFunc:
+    """Tokens of several sequences over their new keys and values alone. With ``latent`` values are the first columns of
+    the keys, so many of them.
 
     Parameters: q ``dtype`` [n, heads, dim]; q_indptr int32 [b + 1]; keys, values ``dtype`` [m, kv_heads, dim];
     kv_indptr int32 [b + 1]; int32 [n] that is not used; without ``tree`` int32 [b] that is not used, with it
-    tree_indptr and tree_order as for ``paged_prefill``; output, lse; causal (without ``tree``), rotary_mode,
-    rope_scale, rope_theta, sm_scale.
+    tree_indptr and tree_order as for ``paged_prefill``; output (with ``latent`` columns, if that is not 0), lse; causal
+    (without ``tree``), rotary_mode, rope_scale, rope_theta, sm_scale.
     """
     with kernel(__name__) as k:
         n, m = k.rows_var(), k.rows_var()
         q = k.tensor((n, heads, dim), dtype)
-        starts = _auxiliary(k.rows_var())
+        starts = auxiliary(k.rows_var())
         keys, values = k.tensor((m, kv_heads, dim), dtype), k.tensor((m, kv_heads, dim), dtype)
-        kv_starts = _auxiliary(k.rows_var())
-        _auxiliary(n)
-        order = _Tree(k) if tree else None
+        kv_starts = auxiliary(k.rows_var())
+        auxiliary(n)
+        order = Tree(k) if tree else None
         if not tree:
-            _auxiliary(k.rows_var())
-        task = _Task(k, tiles, n, heads, kv_heads, dim, dtype, q)
+            auxiliary(k.rows_var())
+        task = Task(k, tiles, n, heads, kv_heads, dim, dtype, q, latent)
         causal = None if tree else T.arg("causal", T.int32())
         scale = _scalars()
         with task.launched(scale) as row:
-            sequence = _sequence(starts, row)
+            sequence = sequence_of(starts, row)
             first = T.bind(kv_starts[sequence])
 
             def element(j: Any, head: Any, i: Any) -> Any:
+                if latent:
+                    return keys[first + j, head, i]
                 column = T.truncmod(i, dim)
                 return T.if_then_else(i < dim, keys[first + j, head, column], values[first + j, head, column])
 
@@ -139,13 +142,16 @@ def merge_state(heads: int, dim: int, dtype: str) -> tvm.tirx.PrimFunc:
     return k.func
 
 
-class _Pages:
+class Pages:
     """The parameters pages, page_indptr, page_values, and length_info behind them."""
 
     def __init__(self, k: Kernel, kv_heads: int, dim: int, dtype: str) -> None:
         self._dim = dim
-        self._pages = _shifted(k.rows_var(), 2, kv_heads, PAGE, dim, dtype=dtype)
-        self._starts, self._values, self._last = (_auxiliary(k.rows_var()) for _ in range(3))
+        self._pages = shifted(k.rows_var(), 2, kv_heads, PAGE, dim, dtype=dtype)
+        self._declare_table(k)
+
+    def _declare_table(self, k: Kernel) -> None:
+        self._starts, self._values, self._last = (auxiliary(k.rows_var()) for _ in range(3))
 
     def length(self, sequence: Any) -> Any:
         """Tokens of a sequence."""
@@ -154,15 +160,18 @@ class _Pages:
 
     def element(self, sequence: Any, j: Any, head: Any, i: Any) -> Any:
         """Column i of the key of token j | its value."""
-        page = self._values[self._starts[sequence] + T.truncdiv(j, PAGE)]
-        return self._pages[page, T.truncdiv(i, self._dim), head, T.truncmod(j, PAGE), T.truncmod(i, self._dim)]
+        return self._pages[self._page(sequence, j), T.truncdiv(i, self._dim), head, T.truncmod(j, PAGE),
+                           T.truncmod(i, self._dim)]
+
+    def _page(self, sequence: Any, j: Any) -> Any:
+        return self._values[self._starts[sequence] + T.truncdiv(j, PAGE)]
 
 
-class _Tree:
+class Tree:
     """The parameters tree_indptr and tree_order: a node sees another if it is entered while that one is."""
 
     def __init__(self, k: Kernel) -> None:
-        self._starts, self._order = _auxiliary(k.rows_var()), _auxiliary(k.rows_var(), 2)
+        self._starts, self._order = auxiliary(k.rows_var()), auxiliary(k.rows_var(), 2)
 
     def seen(self, sequence: Any, length: Any, place: Any, count: Any) -> Any:
         """What token ``place`` of the ``count`` new ones sees of ``length``: a function of the token's number."""
@@ -178,15 +187,17 @@ class _Tree:
         return sees
 
 
-class _Task:
+class Task:
     """One work-group's part, and the parameters output and lse that it writes."""
 
     def __init__(self, k: Kernel, tiles: GpuTiles, n: Any, heads: int, kv_heads: int, dim: int, dtype: str,
-                 q: T.Buffer) -> None:
-        self._tiles, self._n, self._heads, self._group, self._dim, self._dtype, self._q = (
-            tiles, n, heads, heads // kv_heads, dim, dtype, q)
+                 q: T.Buffer, latent: int = 0) -> None:
+        """``latent``: where values are columns of the keys, how many of them; 0: they are others, as wide."""
+        self._tiles, self._n, self._heads, self._group, self._dtype, self._q = (
+            tiles, n, heads, heads // kv_heads, dtype, q)
         self._share = tiles.attention_heads(self._group)
-        self._output, self._lse = k.tensor((n, heads, dim), dtype), k.tensor((n, heads))
+        self._columns = (dim, 0, latent, dim) if latent else (dim, dim, dim, 2 * dim)
+        self._output, self._lse = k.tensor((n, heads, latent or dim), dtype), k.tensor((n, heads))
 
     @contextmanager
     def launched(self, scale: Any) -> Iterator[Any]:
@@ -196,8 +207,7 @@ class _Task:
             item = T.bind(part * LANES + lane)
             first = T.bind(heads_index * self._share)
             self._kv_head = T.bind(T.truncdiv(first, self._group))
-            self._block = Block(self._tiles, item, self._share, self._dim, self._dim, self._dim, 2 * self._dim,
-                                self._dtype)
+            self._block = Block(self._tiles, item, self._share, *self._columns, self._dtype)
             self._block.start(lambda head, i: float32(self._q[row, first + head, i]) * scale)
             yield row
             for head in range(self._share):
@@ -219,7 +229,7 @@ class _Task:
             some = {} if seen is None else {"seen": lambda j: seen(first + j)}
             self._block.add(T.min(length - first, size), lambda j, i: element(first + j, self._kv_head, i), **some)
 
-    def attend_rows(self, row: Any, starts: T.Buffer, sequence: Any, length: Any, causal: Any, order: _Tree | None,
+    def attend_rows(self, row: Any, starts: T.Buffer, sequence: Any, length: Any, causal: Any, order: Tree | None,
                     element: Callable[[Any, Any, Any], Any]) -> None:
         """Attend to what token ``row``, one of its sequence's new ones, sees of ``length`` tokens."""
         length, place = T.bind(length), T.bind(row - starts[sequence])
@@ -231,7 +241,7 @@ class _Task:
                                               length)), element)
 
 
-def _sequence(starts: T.Buffer, row: Any) -> Any:
+def sequence_of(starts: T.Buffer, row: Any) -> Any:
     """The sequence that a token is of: the last one that begins no later."""
     found = Local(1, 0, "int32")
     with T.serial(1, starts.shape[0]) as sequence:
@@ -239,12 +249,12 @@ def _sequence(starts: T.Buffer, row: Any) -> Any:
     return T.bind(T.min(found[0], starts.shape[0] - 2))
 
 
-def _auxiliary(*shape: Any) -> T.Buffer:
+def auxiliary(*shape: Any) -> T.Buffer:
     """Declare the next parameter: integers that the cache keeps beside others."""
-    return _shifted(*shape, dtype="int32")
+    return shifted(*shape, dtype="int32")
 
 
-def _shifted(*shape: Any, dtype: str) -> T.Buffer:
+def shifted(*shape: Any, dtype: str) -> T.Buffer:
     """Declare the next parameter: a part of a larger tensor."""
     return T.match_buffer(T.arg("tensor", T.handle()), shape, dtype, offset_factor=1)
 

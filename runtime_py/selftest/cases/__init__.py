@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..subject import Subject
-from . import attention, cache, dense, experts, paged, rows, sampling, serving
+from . import attention, cache, dense, experts, latent_pages, paged, rows, sampling, serving
 
 Case = Callable[[Subject, int], Iterator[list[Any]]]
 
@@ -30,8 +30,11 @@ CASES: dict[str, Case] = {
     "gated_silu": rows.gated_silu,
     "gather_rows": serving.gather_rows,
     "latent_heads": serving.latent_heads,
+    "latent_prefill": latent_pages.latent_prefill,
     "latent_query": attention.latent_query,
+    "latent_rows": latent_pages.latent_rows,
     "linear": dense.linear,
+    "merge_latents": latent_pages.merge_latents,
     "merge_state": paged.merge_state,
     "multinomial": sampling.multinomial,
     "paged_decode": paged.paged_decode,

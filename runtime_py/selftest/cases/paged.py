@@ -21,9 +21,8 @@ def paged_decode(k: Subject, n: int) -> Iterator[list[Any]]:
     """q, pages, page_indptr, page_values, length_info, two unused -> output, lse; scalars."""
     lengths = [1 + t % 40 for t in range(n)]
     q, pages = _queries(k, n), _Pages(k, lengths)
-    outputs, lse = zip(*(_attend(k, q[t:t + 1], *pages.rows(t), np.ones((1, lengths[t]), bool)) for t in range(n)))
-    results = _results(k, np.concatenate(outputs), np.concatenate(lse))
-    yield [q, *pages.arguments, *_unused(n, n), *results, *_scalars(k)]
+    outputs, lse = zip(*(attend(q[t:t + 1], *pages.rows(t), np.ones((1, lengths[t]), bool)) for t in range(n)))
+    yield [q, *pages.arguments, *_unused(n, n), *results(k, np.concatenate(outputs), np.concatenate(lse)), *_scalars(k)]
 
 
 def paged_prefill(k: Subject, n: int) -> Iterator[list[Any]]:
@@ -35,24 +34,26 @@ def paged_prefill(k: Subject, n: int) -> Iterator[list[Any]]:
         pages = _Pages(k, lengths)
         parts = list(zip(np.split(q, [first]), map(pages.rows, range(2)), strict=True))
         tree = _Tree(counts, lengths) if k.p.tree else None
-        found = [_attend(k, part, *rows, tree.seen(i) if tree else _causal(len(part), length, causal))
+        found = [attend(part, *rows, tree.seen(i) if tree else causal_mask(len(part), length, causal))
                  for i, ((part, rows), length) in enumerate(zip(parts, lengths, strict=True))]
-        yield [q, _starts(counts), *pages.arguments, *_unused(2, n), *_results(k, *map(np.concatenate, zip(*found))),
+        yield [q, starts(counts), *pages.arguments, *_unused(2, n), *results(k, *map(np.concatenate, zip(*found))),
                *([] if tree else [causal]), *_scalars(k), *(tree.arguments if tree else [])]
 
 
 def ragged_prefill(k: Subject, n: int) -> Iterator[list[Any]]:
-    """q, q_indptr, keys, values, kv_indptr, unused, tree or unused -> output, lse; causal, scalars."""
+    """q, q_indptr, keys, values, kv_indptr, unused, tree or unused -> output, lse; causal, scalars. Latents are given
+    as keys and values alike."""
     p, first = k.p, -(-n // 2)
     counts, q = [first, n - first], _queries(k, n)
-    keys, values = (k.normal(n, p.kv_heads, p.dim, dtype=p.dtype) for _ in range(2))
+    keys = k.normal(n, p.kv_heads, p.dim, dtype=p.dtype)
+    values = keys if p.latent else k.normal(n, p.kv_heads, p.dim, dtype=p.dtype)
     tree = _Tree(counts, counts) if p.tree else None
     for causal in (None,) if tree else (0, 1):
-        parts = zip(*(np.split(array, [first]) for array in (q, keys, values)), strict=True)
-        found = [_attend(k, *part, tree.seen(i) if tree else _causal(counts[i], counts[i], causal))
+        parts = zip(*(np.split(array, [first]) for array in (q, keys, values[..., :p.latent or p.dim])), strict=True)
+        found = [attend(*part, tree.seen(i) if tree else causal_mask(counts[i], counts[i], causal))
                  for i, part in enumerate(parts)]
-        yield [q, _starts(counts), keys, values, _starts(counts), *_unused(n),
-               *(tree.arguments if tree else _unused(2)), *_results(k, *map(np.concatenate, zip(*found))),
+        yield [q, starts(counts), keys, values, starts(counts), *_unused(n),
+               *(tree.arguments if tree else _unused(2)), *results(k, *map(np.concatenate, zip(*found))),
                *([] if tree else [causal]), *_scalars(k)]
 
 
@@ -79,7 +80,7 @@ class _Pages:
         self._order, self._counts, self._lengths = k.rng.permutation(total)[1:].astype(np.int32), counts, lengths
         last = np.array([length - _PAGE * max(count - 1, 0) for length, count in zip(lengths, counts)], np.int32)
         # An empty tensor has no memory that a kernel could be given.
-        self.arguments = [self._pages, _starts(counts), np.append(self._order, np.int32(0)), last]
+        self.arguments = [self._pages, starts(counts), np.append(self._order, np.int32(0)), last]
 
     def rows(self, sequence: int) -> tuple[np.ndarray, np.ndarray]:
         """Keys and values [length, kv_heads, dim] of a sequence."""
@@ -102,7 +103,7 @@ class _Tree:
             if order:
                 order[0][1] = count
             orders += order
-        self.arguments = [_starts(counts), np.array(orders, np.int32).reshape(-1, 2)]
+        self.arguments = [starts(counts), np.array(orders, np.int32).reshape(-1, 2)]
         self._orders = np.split(self.arguments[1], np.cumsum(counts)[:-1])
 
     def seen(self, sequence: int) -> np.ndarray:
@@ -113,45 +114,48 @@ class _Tree:
         return np.concatenate([np.ones((len(order), cached), bool), tree], axis=1)
 
 
-def _causal(count: int, length: int, causal: int) -> np.ndarray:
+def causal_mask(count: int, length: int, causal: int) -> np.ndarray:
+    """Which of ``length`` tokens each of the last ``count`` of them sees: those up to itself, or all."""
     seen = np.ones((count, length), bool)
     return np.tril(seen, length - count) if causal else seen
 
 
-def _attend(k: Subject, q: np.ndarray, keys: np.ndarray, values: np.ndarray,
-            seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Output [n, heads, dim] and the base-2 logarithm of the softmax's sum [n, heads]."""
-    p = k.p
+def attend(q: np.ndarray, keys: np.ndarray, values: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Output [n, heads, values' columns] and the base-2 logarithm of the softmax's sum [n, heads]."""
+    n, heads, dim = q.shape
     if not seen.any():
-        return np.zeros((len(q), p.heads, p.dim)), np.full((len(q), p.heads), _NOTHING)
-    keys_by_head = np.repeat(twins.f64(keys), p.heads // p.kv_heads, axis=1)
-    scores = np.einsum("nhr,shr->nhs", twins.f64(q), keys_by_head) * _scale(k)
+        return np.zeros((n, heads, values.shape[-1])), np.full((n, heads), _NOTHING)
+    keys_by_head = np.repeat(twins.f64(keys), heads // keys.shape[1], axis=1)
+    scores = np.einsum("nhr,shr->nhs", twins.f64(q), keys_by_head) * scale_of(dim)
     scores = np.where(seen[:, None], scores, -np.inf)
     top = scores.max(-1)
     lse = (top + np.log(np.exp(scores - top[..., None]).sum(-1))) * _LOG2_E
-    return twins.attention(q, keys, values, seen, _scale(k)).reshape(q.shape), lse
+    return twins.attention(q, keys, values, seen, scale_of(dim)).reshape(n, heads, -1), lse
 
 
-def _results(k: Subject, output: np.ndarray, lse: np.ndarray) -> list[Written]:
-    dtype, terms = k.p.dtype, 3 * k.p.dim
+def results(k: Subject, output: np.ndarray, lse: np.ndarray) -> list[Written]:
+    """What a kernel is to write of both."""
+    dtype, terms = k.p.dtype, 3 * output.shape[-1]
     return [Written(output.shape, dtype, output, Bound.stored(dtype, terms)), written(lse, Bound.exact(terms))]
+
+
+def scale_of(dim: int) -> float:
+    """What scores are multiplied by, as kernels are given it."""
+    return float(np.float32(dim**-0.5))
+
+
+def starts(counts: list[int]) -> np.ndarray:
+    """Where each of several runs begins, and the end."""
+    return np.cumsum([0, *counts]).astype(np.int32)
 
 
 def _queries(k: Subject, n: int) -> np.ndarray:
     return k.normal(n, k.p.heads, k.p.dim, dtype=k.p.dtype)
 
 
-def _scale(k: Subject) -> float:
-    return float(np.float32(k.p.dim**-0.5))
-
-
 def _scalars(k: Subject) -> list[Any]:
     """rotary_mode, rope_scale, rope_theta, sm_scale."""
-    return [0, 1.0, 10000.0, _scale(k)]
-
-
-def _starts(counts: list[int]) -> np.ndarray:
-    return np.cumsum([0, *counts]).astype(np.int32)
+    return [0, 1.0, 10000.0, scale_of(k.p.dim)]
 
 
 def _unused(*counts: int) -> list[np.ndarray]:
