@@ -102,7 +102,7 @@ def make_plan(config: BlockFFNConfig, target: Target, quantization_name: str, co
     library = f"lib/blockffn-{build.quantization.name}-{target.file_name}"
     chat = chat_config(build, _describe_library(target, library, prefix, graph), folder)
     plan = Plan(build, target, graph, plan_shards(graph.parameters), library, prefix, chat)
-    if mlc and draft:
+    if mlc and draft and not build.latent_cache:
         graph, library = build_draft_graph(build), f"{library}-draft"
         plan = replace(plan, draft=Plan(build, target, graph, plan_shards(graph.parameters), library, f"{prefix}draft_",
                                         draft_chat_config(chat, build)))

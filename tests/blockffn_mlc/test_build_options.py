@@ -2,14 +2,19 @@
 
 import json
 import platform
+from pathlib import Path
 
 import pytest
 from building import build
 from checkpoints import MLA
 
 from blockffn_mlc import builder
+from blockffn_mlc.checkpoint.draft import Draft
+from blockffn_mlc.draft_config import DraftConfig
+from blockffn_mlc.mlc.kv_cache import cache_bytes
 from targets import find_target
 
+GQA = Path(__file__).resolve().parents[1] / "golden" / "gqa_block_linear"
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
 
 
@@ -24,6 +29,8 @@ x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine la
     (["--model", "huge@random"], 1, ["huge", "xlarge"]),
     (["--context-window", "99999999"], 1, ["--context-window", "max_position_embeddings"]),
     (["--prefill-chunk", "100000"], 1, ["--prefill-chunk", "context window"]),
+    (["--mlc-cache", "mla"], 1, ["--mlc-cache mla", "--mlc-cache mha"]),
+    (["--mlc-cache", "mla", "--model", GQA, "--target", "opencl"], 1, ["--mlc-cache mla", "no latent attention"]),
     (["--jobs", "0"], 2, ["--jobs"]),
     (["--activations", "int4"], 2, ["--activations", "int8x2"]),
     (["--no-such-option"], 2, ["--no-such-option"]),
@@ -71,3 +78,17 @@ def test_the_default_folder_names_what_was_chosen(options, name, checkpoint, tmp
     (tmp_path / "dist" / name / "precious.txt").write_text("mine")
     result = build("--model", checkpoint, "--quantization", "q4f16_1", *options, "--dry-run", check=False)
     assert result.returncode == 1 and name in result.stderr
+
+
+@pytest.mark.parametrize(("target", "given", "draft", "kind"), [
+    ("cpu", None, False, "mha"), ("opencl", None, False, "mla"), ("opencl", "mha", False, "mha"),
+    ("opencl", None, True, "mha"), ("opencl", "mla", True, "mla")])
+def test_the_choice_of_mlcs_cache(target, given, draft, kind):
+    """The MLA kind is the smaller one, but MLC's engine verifies no drafts with it: then there is no draft for it."""
+    drafted = Draft(DraftConfig(64, 2, 96, 4, 2, 16), True, tuple(range(9, 40))) if draft else None
+    plan = builder.make_plan(MLA, find_target(target), "q0f32", 64, 32, draft=drafted, mlc=True, mlc_cache=given)
+    functions = plan.graph.functions()
+    assert plan.build.mlc_cache == kind and (plan.draft is not None) == (draft and kind == "mha")
+    assert ("extend" in functions) == (kind == "mla") and ("batch_verify" in functions) == (kind == "mha")
+    assert cache_bytes(plan.build) * (2 if kind == "mla" else 1) == 2 * 64 * 4 * MLA.num_hidden_layers * (
+        MLA.kv_lora_rank + MLA.qk_rope_head_dim)

@@ -71,7 +71,7 @@ def test_text_of_libraries():
     """Every kernel of both kinds of attention, with a draft model and with MLC's functions."""
     target, texts = find_target("android"), defaultdict(dict)
     target = replace(target, tiles=replace(target.tiles, token_tiles=(1, 16)))  # between them loops are the same
-    for config, draft in ((MLA, DRAFT), (GQA, None)):
+    for config, draft in ((MLA, DRAFT), (MLA, None), (GQA, None)):  # MLC's cache is of the MLA kind for the second
         plan = make_plan(config, target, "q4f16_1", 128, 80, draft=draft, mlc=True)
         for part in filter(None, (plan, plan.draft)):
             modules = compile_graph(part.graph, target.tvm_target).mod.imports[0].imports
