@@ -97,53 +97,30 @@ tvm::ffi::Any Device::Attribute(tvm::runtime::DeviceAttrKind kind) const {
 }
 
 cl_mem Device::Allocate(size_t bytes) {
-  const auto largest = Info<cl_ulong>(CL_DEVICE_MAX_MEM_ALLOC_SIZE);
-  const auto total = Info<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE);
-  bytes = std::max<size_t>(bytes, 1);
-  if (bytes > largest) {
-    TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer of " << bytes << " bytes is larger than " << Text(CL_DEVICE_NAME)
-                                << " allows (" << largest << " bytes)";
-  }
+  const Room room{"OpenCL", Text(CL_DEVICE_NAME), Info<cl_ulong>(CL_DEVICE_MAX_MEM_ALLOC_SIZE),
+                  Info<cl_ulong>(CL_DEVICE_GLOBAL_MEM_SIZE)};
   std::lock_guard<std::mutex> lock(memory_mutex_);
-  if (bytes + in_use_ > total) {
-    TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer of " << bytes << " bytes does not fit into the memory of "
-                                << Text(CL_DEVICE_NAME) << " (" << in_use_ << " of " << total << " bytes in use)";
-  }
-  Object<cl_mem> buffer;
-  if (!spare_.Take(bytes, &buffer)) {
-    spare_.Shrink(total - in_use_ - bytes);
+  return buffers_.Allocate(bytes, room, [this](size_t size) {
     cl_int code;
-    const auto create = [&] {
-      return Object<cl_mem>(clCreateBuffer(context(), CL_MEM_READ_WRITE, bytes, nullptr, &code));
-    };
-    buffer = create();
-    if (code != CL_SUCCESS && spare_.Shrink(0)) buffer = create();
-    Check(code, "OpenCL: clCreateBuffer of " + std::to_string(bytes) + " bytes");
-  }
-  const cl_mem handle = buffer.get();
-  used_.emplace(handle, Used{bytes, std::move(buffer)});
-  in_use_ += bytes;
-  return handle;
+    Object<cl_mem> buffer(clCreateBuffer(context(), CL_MEM_READ_WRITE, size, nullptr, &code));
+    Check(code, "OpenCL: clCreateBuffer of " + std::to_string(size) + " bytes");
+    return buffer;
+  });
 }
 
 void Device::Free(cl_mem buffer) {
   std::lock_guard<std::mutex> lock(memory_mutex_);
-  const auto found = used_.find(buffer);
-  if (found == used_.end()) TVM_FFI_THROW(RuntimeError) << "OpenCL: a buffer is freed that is not in use";
-  Used used = std::move(found->second);
-  used_.erase(found);
-  in_use_ -= used.bytes;
-  spare_.Keep(used.bytes, std::move(used.buffer));
+  buffers_.Free(buffer);
 }
 
 int64_t Device::memory_in_use() {
   std::lock_guard<std::mutex> lock(memory_mutex_);
-  return in_use_;
+  return buffers_.in_use();
 }
 
 int64_t Device::memory_kept() {
   std::lock_guard<std::mutex> lock(memory_mutex_);
-  return spare_.bytes();
+  return buffers_.kept();
 }
 
 void Device::Write(const void* from, cl_mem to, size_t offset, size_t bytes) {

@@ -13,10 +13,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
-#include "../shared/spare_buffers.h"
+#include "../shared/buffers.h"
 #include "errors.h"
 #include "objects.h"
 
@@ -70,10 +69,6 @@ class Device {
   void Launched(const std::string& kernel);
 
  private:
-  struct Used {
-    size_t bytes;
-    Object<cl_mem> buffer;
-  };
   struct Staged {
     std::unique_ptr<char[]> bytes;
     Object<cl_event> done;
@@ -86,9 +81,7 @@ class Device {
   Object<cl_context> context_;
   Object<cl_command_queue> queue_;
   std::mutex memory_mutex_;
-  size_t in_use_ = 0;
-  std::unordered_map<cl_mem, Used> used_;
-  SpareBuffers<Object<cl_mem>> spare_{[](Object<cl_mem>) {}};  // the driver waits for commands that use them
+  Buffers<Object<cl_mem>> buffers_{[](Object<cl_mem>) {}};  // the driver waits for commands that use them
   std::mutex staged_mutex_;
   std::deque<Staged> staged_;
   std::mutex launched_mutex_;

@@ -10,8 +10,8 @@
 
 namespace blockffn {
 
-// `Device` has static members All(), Get(index), kType (DLPack's number of its kind) and Pointer (what a buffer is to it),
-// and members Attribute(kind), Allocate, Free, Write, Read, Copy, Finish, memory_in_use and memory_kept.
+// `Device` has static members All(), Get(index), kType (DLPack's number of its kind) and Pointer (what a buffer is to
+// it), and members Attribute(kind), Allocate, Free, Write, Read, Copy, Finish, memory_in_use and memory_kept.
 template <class Device>
 class DeviceApi final : public tvm::runtime::DeviceAPI {
  public:

@@ -50,7 +50,7 @@ Device& Device::Get(int index) {
 }
 
 Device::Device(VkPhysicalDevice physical)
-    : physical(physical), features(physical), memory_(physical), spare_([this](std::unique_ptr<Buffer> buffer) {
+    : physical(physical), features(physical), memory_(physical), buffers_([this](std::unique_ptr<Buffer> buffer) {
         Settle(buffer->last_batch);
       }) {
   VkPhysicalDeviceMaintenance3Properties sizes{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
@@ -151,60 +151,31 @@ std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usag
 }
 
 Buffer* Device::Allocate(size_t bytes) {
-  bytes = std::max<size_t>(bytes, 1);
-  if (bytes > largest_buffer_) {
-    TVM_FFI_THROW(RuntimeError) << "Vulkan: a buffer of " << bytes << " bytes is larger than " << name() << " allows ("
-                                << largest_buffer_ << " bytes)";
-  }
   Open();
   const auto lock = Lock();
-  if (bytes + in_use_ > total_memory()) {
-    TVM_FFI_THROW(RuntimeError) << "Vulkan: a buffer of " << bytes << " bytes does not fit into the memory of " << name()
-                                << " (" << in_use_ << " of " << total_memory() << " bytes in use)";
-  }
-  std::unique_ptr<Buffer> buffer;
-  if (!spare_.Take(bytes, &buffer)) {
-    const auto make = [&] {
-      return MakeBuffer(bytes, kCopied | VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, MemoryUse::kKernels);
-    };
-    spare_.Shrink(total_memory() - in_use_ - bytes);
-    try {
-      buffer = make();
-    } catch (const std::exception&) {
-      if (!spare_.Shrink(0)) throw;
-      buffer = make();
-    }
-  }
-  in_use_ += bytes;
-  Buffer* made = buffer.get();
-  buffers_[made] = std::move(buffer);
-  return made;
+  return buffers_.Allocate(bytes, {"Vulkan", name(), largest_buffer_, total_memory()}, [this](size_t size) {
+    return MakeBuffer(size, kCopied | VK_BUFFER_USAGE_STORAGE_BUFFER_BIT, MemoryUse::kKernels);
+  });
 }
 
-void Device::Free(void* pointer) {
+void Device::Free(void* buffer) {
   const auto lock = Lock();
-  const auto found = buffers_.find(pointer);
-  if (found == buffers_.end()) TVM_FFI_THROW(RuntimeError) << "Vulkan: freeing what is no buffer of " << name();
-  std::unique_ptr<Buffer> buffer = std::move(found->second);
-  buffers_.erase(found);
-  const size_t bytes = buffer->bytes;
-  in_use_ -= bytes;
-  spare_.Keep(bytes, std::move(buffer));
+  buffers_.Free(buffer);
 }
 
 int64_t Device::memory_in_use() {
   const auto lock = Lock();
-  return in_use_;
+  return buffers_.in_use();
 }
 
 int64_t Device::memory_kept() {
   const auto lock = Lock();
-  return spare_.bytes();
+  return buffers_.kept();
 }
 
 Buffer* Device::Find(void* buffer) const {
-  const auto found = buffers_.find(buffer);
-  return found == buffers_.end() ? nullptr : found->second.get();
+  const auto* owner = buffers_.Find(buffer);
+  return owner == nullptr ? nullptr : owner->get();
 }
 
 // The buffer that a copy of `bytes` at `offset` is from or to.

@@ -9,10 +9,9 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
-#include "../shared/spare_buffers.h"
+#include "../shared/buffers.h"
 #include "buffer.h"
 #include "features.h"
 #include "memory.h"
@@ -83,9 +82,7 @@ class Device {
   VkDevice device_ = VK_NULL_HANDLE;
   std::mutex mutex_;  // for all below
   std::unique_ptr<Stream> stream_;
-  std::unordered_map<void*, std::unique_ptr<Buffer>> buffers_;
-  size_t in_use_ = 0;
-  SpareBuffers<std::unique_ptr<Buffer>> spare_;
+  Buffers<std::unique_ptr<Buffer>> buffers_;
 };
 
 }  // namespace blockffn::vulkan
