@@ -103,7 +103,7 @@ def _build(config: Any, quantization: Any, target: Target) -> Build:
                         "convert_weight rounds float32 tensors to bfloat16, and our kernels know no other formats; "
                         "build.py makes q0f32 and q4f32_1")
     return make_build(BlockFFNConfig.from_dict(config.blockffn_config), target, quantization.name,
-                      config.context_window_size, config.prefill_chunk_size, mlc=True)
+                      config.context_window_size, config.prefill_chunk_size, mlc=True, mlc_cache="mha")
 
 
 def _config_class(base: type) -> type:

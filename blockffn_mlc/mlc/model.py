@@ -208,14 +208,13 @@ class ServedModel(SamplerFunctions, Model):
         """Ours, and MLC's."""
         c = self.build.config
         sampler = sampler_spec(c.vocab_size) if self.build.mlc.kind.name in SAMPLING_KINDS else {}
-        functions = mlc_spec(c.hidden_size, c.vocab_size)
-        absent = _NEED_TREES if self.build.latent_cache else _NEED_LATENTS
-        return (super().export_spec() | {name: arguments for name, arguments in functions.items() if name not in absent}
-                | _with_mode("none", sampler))
+        functions = mlc_spec(c.hidden_size, c.vocab_size, latent=self.build.latent_cache)
+        return super().export_spec() | functions | _with_mode("none", sampler)
 
 
-def model_spec(hidden: int) -> dict:
-    """Argument types of MLC's functions that take weights (MLC contract, section 1.2)."""
+def model_spec(hidden: int, *, latent: bool = False) -> dict:
+    """Argument types of MLC's functions that take weights (MLC contract, section 1.2), over a cache of the MLA kind if
+    it is ``latent``."""
     functions: dict[str, dict] = {"embed": {"ids": spec.Tensor(["n"], "int32")}}
     cache = {"paged_kv_cache": spec.Object(object_type=PagedKVCache)}
     chunk, one, batch = ({"x": spec.Tensor([*shape, hidden], "float32")} for shape in ((1, "n"), (1, 1), ("b", 1)))
@@ -229,11 +228,12 @@ def model_spec(hidden: int) -> dict:
             ("batch_verify", chunk))},
         "get_logits": {"hidden": spec.Tensor(["n", hidden], "float32")},
     }
-    return _with_mode("packed", functions)
+    absent = _NEED_TREES if latent else _NEED_LATENTS
+    return _with_mode("packed", {name: types for name, types in functions.items() if name not in absent})
 
 
-def mlc_spec(hidden: int, vocab: int) -> dict:
-    """Argument types of MLC's functions (MLC contract, section 1.2)."""
+def mlc_spec(hidden: int, vocab: int, *, latent: bool = False) -> dict:
+    """Argument types of MLC's functions (MLC contract, section 1.2); ``latent`` as for ``model_spec``."""
     ints, floats = (partial(_vector, dtype=dtype) for dtype in ("int32", "float32"))
     rows = {"logits": spec.Tensor(["b", vocab], "float32")}
     bare: dict[str, dict] = {
@@ -248,7 +248,7 @@ def mlc_spec(hidden: int, vocab: int) -> dict:
     for what, width in (("probs", vocab), ("hidden_states", hidden)):
         bare[f"gather_{what}"] = {"source": floats("m", width), "indices": ints("k"), "target": floats("k", width)}
         bare[f"scatter_{what}"] = {"source": floats("k", width), "indices": ints("k"), "target": floats("m", width)}
-    return model_spec(hidden) | _with_mode("none", bare)
+    return model_spec(hidden, latent=latent) | _with_mode("none", bare)
 
 
 def _with_mode(mode: str, functions: dict[str, dict]) -> dict:
