@@ -1,19 +1,20 @@
 """Operators as TVM's own schedules for GPUs (dlight) spread them, at random odd shapes, on a Vulkan device against this
 processor: other loops, vectors and reductions than in our kernels."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tvm
 from tvm import relax
 from tvm.relax import op
 from tvm.s_tir import dlight
+from tvm.s_tir.dlight.base import ScheduleRule
 from vulkan_harness import TARGET, device
 
 from targets.tools import host_library
 from targets.vulkan import export_library
 
-RULES = (dlight.gpu.Matmul(), dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction(),
-         dlight.gpu.Transpose(), dlight.gpu.Fallback())
 PROCESSOR = tvm.target.Target("llvm")
 BOUNDS = {"float32": 1e-5, "float16": 2e-2}  # of errors, as shares of the largest result
 
@@ -23,7 +24,7 @@ def size(rng, most=70):
 
 
 # Name -> (shapes of the float inputs, the operator); None in a shape is the symbolic extent n, which is int64.
-def operators(rng):
+def all_kinds(rng):
     a, b, c = (size(rng) for _ in range(3))
     return {
         "matmul": ([(None, a), (a, b)], lambda x, y: op.matmul(x, y)),
@@ -35,7 +36,8 @@ def operators(rng):
         "sum": ([(a, None, b)], lambda x: op.sum(x, axis=[1])),
         "total": ([(None, b)], lambda x: op.sum(x)),
         "argmax": ([(None, a)], lambda x: op.argmax(x, axis=-1)),
-        "transpose": ([(None, a, b)], lambda x: op.permute_dims(x, [2, 0, 1])),
+        "transpose": ([(a, b)], lambda x: op.permute_dims(x, [1, 0])),
+        "permute": ([(None, a, b)], lambda x: op.permute_dims(x, [2, 0, 1])),
         "concat": ([(None, a), (None, b)], lambda x, y: op.concat([x, y], axis=1)),
         "slice": ([(None, 16 + a)], lambda x: op.strided_slice(x, [1], [3], [15 + a], [2])),
         "gelu": ([(None, a)], lambda x: op.nn.gelu(x) * op.sigmoid(x)),
@@ -46,11 +48,48 @@ def operators(rng):
     }
 
 
-def module(dtype, seed):
+def few_rows(rng):
+    """Products with matrices whose rows lie as MLC's do, of n vectors: what LowBatchGEMV takes."""
+    a, b = size(rng, 12), size(rng)
+    return {
+        "linear": ([(None, 1, 64 * a), (b, 64 * a)], lambda x, w: op.matmul(x, op.permute_dims(w))),
+        "odd": ([(None, 1, 17 + a), (b, 17 + a)], lambda x, w: op.matmul(x, op.permute_dims(w))),
+        "gelu": ([(None, 1, 64 * a), (b, 64 * a)], lambda x, w: op.nn.gelu(op.matmul(x, op.permute_dims(w)))),
+        "rows": ([(None, 64 * a), (b, 64 * a)], lambda x, w: op.matmul(x, op.permute_dims(w))),
+    }
+
+
+def norms(rng):
+    """RMSNorm takes three dimensions, the last a multiple of 512."""
+    a = 512 * size(rng, 4)
+    return {"rms_norm": ([(None, 1, a), (a,)], lambda x, w: op.nn.rms_norm(x, w, axes=[-1], epsilon=1e-5))}
+
+
+GROUPS = {  # operators, rules in the order in which they are tried
+    "all": (all_kinds, (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction,
+                        dlight.gpu.Transpose, dlight.gpu.Fallback)),
+    "few rows": (few_rows, (partial(dlight.gpu.LowBatchGEMV, 4),)),
+    "norms": (norms, (dlight.gpu.RMSNorm,)),
+}
+
+
+class Noted(ScheduleRule):
+    """A rule, and whether it scheduled anything."""
+
+    def __init__(self, rule):
+        self.rule, self.used = rule, False
+
+    def apply(self, func, target, tunable):
+        schedule = self.rule.apply(func, target, tunable)
+        self.used |= schedule is not None
+        return schedule
+
+
+def module(dtype, operators):
     """A Relax function per operator."""
     n = tvm.tirx.Var("n", "int64")
     builder = relax.BlockBuilder()
-    for name, (shapes, make) in operators(np.random.default_rng(seed)).items():
+    for name, (shapes, make) in operators.items():
         inputs = [relax.Var(f"x{i}", relax.TensorType([n if extent is None else extent for extent in shape], dtype))
                   for i, shape in enumerate(shapes)]
         with builder.function(name, inputs):
@@ -60,26 +99,32 @@ def module(dtype, seed):
     return builder.get()
 
 
-def compiled(dtype, seed, target):
-    """Fused, scheduled by dlight unless for the processor."""
+def compiled(dtype, operators, target, rules=()):
+    """Fused, scheduled by ``rules``, all of which find something to do."""
     with target:
         lowered = tvm.transform.Sequential([
-            relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(),
-            relax.transform.FuseTIR()])(module(dtype, seed))
-        if target is not PROCESSOR:
-            lowered = dlight.ApplyDefaultSchedule(*RULES)(lowered)
+            relax.transform.FuseTransposeMatmul(), relax.transform.LegalizeOps(),
+            relax.transform.AnnotateTIROpPattern(), relax.transform.FuseOps(), relax.transform.FuseTIR()])(
+                module(dtype, operators))
+        noted = [Noted(rule()) for rule in rules]
+        lowered = dlight.ApplyDefaultSchedule(*noted)(lowered)
+    assert all(rule.used for rule in noted), [type(rule.rule).__name__ for rule in noted if not rule.used]
     return tvm.compile(lowered, target)
 
 
-@pytest.mark.parametrize(("dtype", "seed"), [("float32", 0), ("float16", 1)])
-def test_operators(dtype, seed, tmp_path):
+@pytest.mark.parametrize(("group", "dtype", "seed"), [
+    ("all", "float32", 0), ("all", "float16", 1), ("all", "float32", 2), ("few rows", "float32", 3),
+    ("few rows", "float16", 4), ("norms", "float32", 5), ("norms", "float16", 6)])
+def test_operators(group, dtype, seed, tmp_path):
     device()
-    export_library(compiled(dtype, seed, TARGET), str(tmp_path / "kernels.so"), host_library().link)
+    make, rules = GROUPS[group]
+    operators = make(np.random.default_rng(seed))
+    export_library(compiled(dtype, operators, TARGET, rules), str(tmp_path / "kernels.so"), host_library().link)
     found = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "kernels.so")), tvm.device("vulkan", 0))
-    expected = relax.VirtualMachine(compiled("float32", seed, PROCESSOR), tvm.cpu())
+    expected = relax.VirtualMachine(compiled("float32", operators, PROCESSOR), tvm.cpu())
     rng = np.random.default_rng(seed + 100)
     wrong = {}
-    for name, (shapes, _) in operators(np.random.default_rng(seed)).items():
+    for name, (shapes, _) in operators.items():
         for n in (1, int(rng.integers(2, 40))):
             arrays = [rng.standard_normal([n if extent is None else extent for extent in shape]).astype(dtype)
                       for shape in shapes]
