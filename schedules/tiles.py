@@ -104,8 +104,9 @@ class GpuTiles(Tiles):
         return next(heads for heads in (4, 3, 2, 1) if group % heads == 0)
 
     def attention_block(self, row_bytes: int) -> int:
-        """Rows of the cache held in threadgroup memory: at most 16, in half of it."""
-        return next(rows for rows in (16, 8, 4, 2, 1) if rows * row_bytes <= self.local_bytes // 2)
+        """Rows of the cache held in threadgroup memory: at most 16, in half of it; one, which the target's limits then
+        refuse, where none fits."""
+        return next((rows for rows in (16, 8, 4, 2) if rows * row_bytes <= self.local_bytes // 2), 1)
 
 
 # Partial sums take slices * token_tiles[-1] * output_tile * 4 bytes of threadgroup memory; a prefill tile, 8 rows for

@@ -122,3 +122,9 @@ def test_every_device_target_has_limits():
         assert found.tiles.local_bytes <= found.limits.threadgroup_bytes
         assert found.tiles.items <= found.limits.work_group
     assert find_target("android:generic").limits.threadgroup_bytes == 16384
+
+
+def test_a_row_of_the_cache_that_does_not_fit_is_left_to_the_limits():
+    """A kernel is described all the same; what it takes is then refused in a sentence, by name."""
+    tiles = find_target("android:generic").tiles
+    assert [tiles.attention_block(size) for size in (512, 4096, 8192, 1 << 20)] == [16, 2, 1, 1]
