@@ -31,7 +31,8 @@ class AcceptKernel:
         write, tensors, accepted = self._kept.get(n) or self._keep(n)
         write(*asked)
         array, tensor = self.known
-        if not (logits is array or logits.base is array) or logits.size != array.size:
+        if not (logits is array or
+                logits.base is array and logits.size == array.size and logits.flags.c_contiguous):
             copy = self._device.inputs(((n, logits.size // n),), "float32")  # aligned as kernels expect
             copy.arrays[0][...] = logits
             tensor = copy.tensors[0]

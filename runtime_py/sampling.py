@@ -53,6 +53,7 @@ class Sampling:
 GREEDY = Sampling()
 _COLDEST = 1e-200  # a lower temperature chooses the same tokens, but its quotients overflow
 _COLDEST_KERNEL = 1e-30  # likewise, where they are float32
+_NARROWEST_KERNEL = 1e-30  # a lower top-p keeps the same token, but is 0 in float32
 _NO_LIMIT = 2**31 - 1
 _NO_STOP: AbstractSet[int] = frozenset()
 _AHEAD = 256  # random numbers made at once, more than a tree may have nodes
@@ -77,7 +78,7 @@ class Sampler:
         self._takes_largest = sampling.greedy and sampling.repetition_penalty == 1
         self._kernel = kernel if sampling.repetition_penalty == 1 else None
         inverse = 0.0 if sampling.greedy else 1 / max(sampling.temperature, _COLDEST_KERNEL)
-        self._settings = [inverse, min(sampling.top_k, _NO_LIMIT), sampling.top_p]
+        self._settings = [inverse, min(sampling.top_k, _NO_LIMIT), max(sampling.top_p, _NARROWEST_KERNEL)]
         self._rng = np.random.default_rng(sampling.seed)
         self._uniforms: list[float] = []
         self._used = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from time import perf_counter
 from typing import Protocol
 
@@ -67,7 +67,7 @@ def _drafted(drafter: Drafter, root: int, shape: TreeShape) -> Tree:
     return tree
 
 
-def advance(session: Session, root: int, limit: int, sample: Chooser, stop_ids: Collection[int],
+def advance(session: Session, root: int, limit: int, sample: Chooser, stop_ids: AbstractSet[int],
             controller: ShapeController, stats: Stats) -> list[int]:
     """The tokens that one pass adds behind ``root``, the token chosen last: at least one, at most ``limit``, drawn as
     plain decoding draws them (``verification.accept``), the last one possibly of ``stop_ids``.

@@ -25,7 +25,8 @@ class Stats:
     ``drafted``: tokens that the drafter proposed; ``verified``: those that passes of the model were given, of which it
     accepted some: more is drafted than verified, to learn what would pay. ``accept_lengths``: the new tokens of every
     pass, plain ones included. ``draft`` (deciding what to draft, drafting it, learning from what came of it) and
-    ``verify`` (the model's passes, plain ones included, and keeping what they accept) are parts of ``decode``.
+    ``verify`` (the library's work: the model's passes, plain ones included, choosing tokens with its kernel, and
+    keeping what was accepted) are parts of ``decode``.
     """
 
     prompt_tokens: int = 0
@@ -82,7 +83,7 @@ class Stats:
 
     @property
     def overhead_seconds(self) -> float:
-        """The rest of ``decode``: choosing tokens and turning them into text."""
+        """The rest of ``decode``: choosing tokens without a kernel, and turning them into text."""
         return self.decode_seconds - self.draft_seconds - self.verify_seconds
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ class Chooser(Protocol):
         """The next token for logits float32 [V] behind ``history``."""
 
     def accept(self, tree: Tree, logits: Logits | np.ndarray, history: Sequence[int],
-               stop_ids: Collection[int]) -> tuple[list[int], list[int]]:
+               stop_ids: AbstractSet[int]) -> tuple[list[int], list[int]]:
         """As the function ``accept`` has it."""
 
 

@@ -110,7 +110,7 @@ def _run(engine: Engine, script: list[int], shape: TreeShape, accuracy: float, t
     while stats.generated_tokens < tokens:
         before = stats.draft_seconds + stats.verify_seconds
         root = script[session.length]
-        stats.generated_tokens += len(advance(session, root, tokens - stats.generated_tokens, follow, (),
+        stats.generated_tokens += len(advance(session, root, tokens - stats.generated_tokens, follow, frozenset(),
                                               FixedShape(shape), stats))
         stats.decode_seconds += stats.draft_seconds + stats.verify_seconds - before
     return stats
