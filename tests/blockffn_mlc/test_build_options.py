@@ -81,8 +81,7 @@ def test_the_default_folder_names_what_was_chosen(options, name, checkpoint, tmp
 
 
 @pytest.mark.parametrize(("target", "given", "draft", "kind"), [
-    ("cpu", None, False, "mha"), ("opencl", None, False, "mla"), ("opencl", "mha", False, "mha"),
-    ("opencl", None, True, "mha"), ("opencl", "mla", True, "mla")])
+    ("cpu", None, False, "mha"), ("opencl", None, True, "mha"), ("opencl", "mla", True, "mla")])
 def test_the_choice_of_mlcs_cache(target, given, draft, kind):
     """The MLA kind is the smaller one, but MLC's engine verifies no drafts with it: then there is no draft for it."""
     drafted = Draft(DraftConfig(64, 2, 96, 4, 2, 16), True, tuple(range(9, 40))) if draft else None

@@ -11,12 +11,13 @@ from runtime_py.cli import main
 from runtime_py.selftest import checks
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
+DEMO = ()  # the model that is built where none is named: latent attention, and a draft model
 MODELS = {  # the device, the model, its format, and the kind of MLC's cache
     "gqa on opencl": (opencl_device, "gqa_block_linear", "q0f32", "mha"),
     "mla on opencl": (opencl_device, "mla_block", "q4f32_1", "mla"),
     "gqa on vulkan": (vulkan_device, "gqa_block_linear", "q0f32", "mha"),
     "mla on vulkan": (vulkan_device, "mla_block", "q4f16_1", "mla"),
-    "mla on vulkan, as heads": (vulkan_device, "mla_block", "q4f32_1", "mha"),
+    "demo on vulkan": (vulkan_device, DEMO, "q0f32", "mha"),
 }
 STEPS = {"prefill", "decode", "second turn", "two sequences", "fork", "sampler path"}
 CHOICES = {"choose", "choose by top p", "judge drafts"}
@@ -27,18 +28,18 @@ CACHE = {"mha": {"paged_decode", "paged_prefill", "ragged_prefill", "merge_state
 
 @pytest.mark.parametrize("name", MODELS)
 def test_mlc_check_and_verify(tmp_path, capsys, monkeypatch, name):
-    find, golden, quantization, kind = MODELS[name]
+    find, model, quantization, kind = MODELS[name]
     device = find()
     monkeypatch.setattr(checks, "TOKENS", (1, 14))  # every further form of a kernel is a program to compile
-    option = ("--mlc-cache", "mha") if (golden, kind) == ("mla_block", "mha") else ()
-    build("--model", GOLDEN / golden, "--quantization", quantization, "--target", device.kind, "--mlc", "-q", *option,
-          "-o", tmp_path / "model")
+    source = ("--model", GOLDEN / model) if model else ()
+    build(*source, "--quantization", quantization, "--target", device.kind, "--mlc", "-q", "-o", tmp_path / "model")
     assert main(["mlc-check", str(tmp_path / "model"), "--device", device.name, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["device"] == device.name
     samples = device.kind == "vulkan"  # elsewhere MLC's engine chooses tokens on the processor
     steps = {step["name"] for step in found["steps"]}
     assert steps >= STEPS and (steps >= CHOICES) == samples and ("verify a chain" in steps) == (kind == "mha")
+    assert ("speculate" in steps) == (model is DEMO)
     assert (found["functions"]["argsort_probs"] == "present") == samples
     assert (found["functions"]["extend"] == "present") == (kind == "mla")
     assert main(["verify", str(tmp_path / "model"), "--device", device.name, "--json"]) == 0
