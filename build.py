@@ -49,8 +49,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="processor for targets cpu and cpu:aarch64 (default: this one; every 64-bit ARM)")
     parser.add_argument("--arch", metavar="A[,A...]",
                         help="GPUs that a library for CUDA holds machine code for (default: sm_80,sm_87,sm_90)")
-    parser.add_argument("--mlc", action="store_true",
-                        help="also export the functions of MLC's engine, which then runs the artifact too")
+    parser.add_argument("--mlc", action=argparse.BooleanOptionalAction,
+                        help="also export the functions of MLC's engine, which then runs the artifact too (default: "
+                             "for phones, vulkan, cuda and metal)")
     parser.add_argument("--mlc-cache", choices=("mla", "mha"),
                         help="kind of that engine's cache for latent attention: mla (GPUs; half the memory, no "
                              "speculation) or mha (default: mla on GPUs without --draft, else mha)")
@@ -58,8 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="how large buffers for Vulkan may be: as on every device, or as on this machine's first "
                              "device (default: target)")
     parser.add_argument("--package", action="store_true",
-                        help="for phones: also write the folder DIR-package that mlc_llm package makes an app of; "
-                             "implies --mlc")
+                        help="for phones: also write the folder DIR-package that mlc_llm package makes an app of")
     parser.add_argument("--system-lib-prefix", metavar="P",
                         help="what the symbols of a library for apps begin with (default: blockffn_MODEL_Q_)")
     parser.add_argument("--jobs", type=int, default=min(4, os.cpu_count() or 1), metavar="N",
@@ -80,6 +80,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments.draft = None if arguments.draft in (None, "none") else Path(arguments.draft)
     if arguments.draft_vocab is not None and arguments.draft is None:
         parser.error(f"--draft-vocab {arguments.draft_vocab}: expected --draft DIR beside it")
+    if arguments.package and arguments.mlc is False:
+        parser.error("--package: apps of MLC's need its functions; leave --no-mlc out")
     return arguments
 
 
@@ -109,7 +111,7 @@ def run(arguments: argparse.Namespace) -> None:
             plans[out] = make_plan(model.config, target, quantization, arguments.context_window,
                                    arguments.prefill_chunk, model.folder, arguments.activations, model.draft,
                                    model.name, arguments.system_lib_prefix,
-                                   arguments.mlc or arguments.package, arguments.mlc_cache)
+                                   target.serves_mlc if arguments.mlc is None else arguments.mlc, arguments.mlc_cache)
     if not tokenizer_files(model.folder):
         progress.note(f"{model.name} has no tokenizer.json: the artifact will take token ids only (--ids)")
     if arguments.dry_run:

@@ -119,16 +119,13 @@ def _memory_usage(module: tvm.IRModule) -> dict[str, int]:
         planned = tvm.transform.Sequential(_PLANNING)(module)
 
     def allocated(function: relax.Function) -> int:
-        sizes: list[int] = []
-
-        def visit(node: Any) -> None:
-            if isinstance(node, relax.Call) and node.op in _ALLOCATIONS and all(
-                    isinstance(size, tvm.tirx.IntImm) for size in node.args[0].values):
-                itemsize = 1 if node.op == _STORAGE else np.dtype(node.args[1].value).itemsize
-                sizes.append(math.prod(int(size) for size in node.args[0].values) * itemsize)
-
-        relax.analysis.post_order_visit(function.body, visit)
-        return sum(sizes)
+        total = 0
+        for value in (binding.value for block in function.body.blocks for binding in block.bindings):
+            if isinstance(value, relax.Call) and value.op in _ALLOCATIONS and all(
+                    isinstance(size, tvm.tirx.IntImm) for size in value.args[0].values):
+                itemsize = 1 if value.op == _STORAGE else np.dtype(value.args[1].value).itemsize
+                total += math.prod(int(size) for size in value.args[0].values) * itemsize
+        return total
 
     return {var.name_hint: allocated(function) for var, function in planned.functions.items()
             if isinstance(function, relax.Function)}

@@ -60,6 +60,12 @@ class Target:
             form.check()
 
     @property
+    def serves_mlc(self) -> bool:
+        """Whether libraries have the functions of MLC's engine unless the user says otherwise: where it has apps, or
+        runs on the device and chooses tokens there."""
+        return self.mlc_device is not None or str(self.tvm_target.kind) in ("cuda", "metal", "vulkan")
+
+    @property
     def file_name(self) -> str:
         """The name in files and folders."""
         return self.name.replace(":", "-")

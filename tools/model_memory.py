@@ -22,7 +22,7 @@ HEADER = ["| model | format | weights MB | cache MB | rest MB | total MB |", "|-
 
 def row(model: str, quantization: str) -> str:
     """One line of the table, in megabytes of 10^6 bytes, for the whole context window."""
-    plan = make_plan(BlockFFNConfig.from_name(model), find_target("android"), quantization)
+    plan = make_plan(BlockFFNConfig.from_name(model), find_target("android"), quantization, mlc=True)
     cache, total = cache_bytes(plan.build), estimated_bytes(plan)
     sizes = (plan.weight_bytes, cache, total - plan.weight_bytes - cache, total)
     return f"| {model} | `{quantization}` | " + " | ".join(f"{size / 1e6:.0f}" for size in sizes) + " |"

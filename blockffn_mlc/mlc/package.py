@@ -44,9 +44,9 @@ def check_package(target: Target, artifact: Path) -> None:
 
 
 def estimated_bytes(plan: Plan) -> int:
-    """Memory that a chat takes at most: weights, MLC's cache over the whole context window, intermediate results."""
-    summary = plan.summary()
-    return summary["total_bytes"] - summary["cache_bytes"] + cache_bytes(plan.build)
+    """Memory that a chat takes at most: weights, MLC's cache over the whole context window, and twice what a function
+    allocates for intermediate results, as MLC's engine counts them."""
+    return plan.weight_bytes + cache_bytes(plan.build) + 2 * max(plan.graph.memory_usage.values())
 
 
 def package_config(plan: Plan, model_id: str) -> dict[str, Any]:

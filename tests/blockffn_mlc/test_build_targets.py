@@ -9,10 +9,11 @@ import shutil
 import subprocess
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 
 import pytest
-from building import build
+from building import build as build_with
 from checkpoints import MLA
 from elf import LIBM, TVM_C_API, WEAK, archive_symbols, check_pages, objects, symbols
 from small_library import with_limit
@@ -22,6 +23,7 @@ from runtime_py.weights import load_weights
 from schedules.tiles import GPU_TILES
 from targets import TARGETS, find_target, tools
 
+build = partial(build_with, "--no-mlc")  # those functions have tests of their own
 ROOT = Path(__file__).resolve().parents[2]
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
 

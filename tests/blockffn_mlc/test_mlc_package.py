@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from building import build
+from building import build, command
 from checkpoints import GQA, write_random_checkpoint
 
 from blockffn_mlc import builder
+from blockffn_mlc.errors import UserError
 from blockffn_mlc.mlc.package import FILE, package_folder
 from targets import TARGETS, find_target
 from targets.tools import host_library, system_library
@@ -71,7 +72,7 @@ def test_a_package_is_what_mlc_reads(grouped, phone, tmp_path, monkeypatch):
     assert {path.name for path in model.iterdir()} == {
         "mlc-chat-config.json", "tensor-cache.json", "tokenizer.json", *(record["dataPath"] for record in records)}
     assert all((model / path.name).read_bytes() == path.read_bytes() for path in out.glob("params_shard_*.bin"))
-    assert "create_tir_paged_kv_cache" in built["functions"]  # --package implies --mlc
+    assert "create_tir_paged_kv_cache" in built["functions"]
 
 
 def test_its_readme_names_every_step(grouped, phone, tmp_path):
@@ -108,8 +109,20 @@ def test_targets_without_apps_are_refused(grouped, tmp_path, target, words):
     assert result.returncode == 1 and words in result.stderr and "android" in result.stderr
 
 
-@pytest.mark.parametrize("target", ["android", "vulkan:android"])
-def test_targets_of_phones_have_mlcs_functions(grouped, tmp_path, target):
-    options = ["--model", grouped, "--target", target, "-o", tmp_path / "out", "--dry-run", "--json"]
-    with_functions, package = (json.loads(build(*options, option).stdout) for option in ("--mlc", "--package"))
-    assert package["functions"] == with_functions["functions"] and "batch_prefill" in package["functions"]
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(("options", "expected"), [((), None), (("--mlc",), True), (("--no-mlc",), False)])
+def test_which_targets_have_mlcs_functions(grouped, monkeypatch, name, options, expected):
+    asked = []
+
+    def plan(*arguments):
+        asked.append(arguments[-2])
+        raise UserError("enough")
+
+    monkeypatch.setattr(command, "make_plan", plan)
+    build("--model", grouped, "--target", name, "--dry-run", *options, check=False)
+    assert asked == [name not in ("cpu", "cpu:aarch64", "opencl") if expected is None else expected]
+
+
+def test_a_package_without_the_functions_is_refused(grouped):
+    result = build("--model", grouped, "--target", "android", "--package", "--no-mlc", check=False)
+    assert result.returncode == 2 and "--package: apps of MLC's need its functions; leave --no-mlc out" in result.stderr

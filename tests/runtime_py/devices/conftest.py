@@ -56,7 +56,8 @@ def built(tmp_path_factory):
         if config is not None:
             write_random_checkpoint(folder / "checkpoint", config)
             model = ("--model", folder / "checkpoint")
-        build(*model, "--quantization", quantization, "--target", target, "-o", folder / "model", "-q")
+        build(*model, "--quantization", quantization, "--target", target, "--no-mlc", "-o", folder / "model",
+              "-q")
         return folder / "model"
     return built
 

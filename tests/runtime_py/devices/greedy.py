@@ -27,7 +27,8 @@ class Pair(NamedTuple):
         with pytest.MonkeyPatch.context() as patch:
             for name, row in CPU_TILES.items():  # more sizes take long to compile and change no result
                 patch.setitem(CPU_TILES, name, replace(row, token_tiles=(1,), q4_token_tiles=(1,)))
-            build(*arguments, "--activations", "f32", "--target", f"cpu,{device.kind}", "-o", folder, "-q")
+            build(*arguments, "--activations", "f32", "--target", f"cpu,{device.kind}", "--no-mlc",
+                  "-o", folder, "-q")
         return cls(Engine.load(folder / "cpu"), Engine.load(folder / device.kind, device=device.name))
 
     @property
