@@ -35,7 +35,8 @@ MODEL = AROUND | {
     "apply_bitmask_inplace": f"f32[b, {V}], i32[b], i32[b, {-(-V // 32)}] -> f32[b, {V}]"}
 DRAFT = AROUND | {"fuse_embed_hidden_states": f"{ROWS}, {ROWS}, P -> {ROWS}",
                   "batch_get_logits": f"{ROWS}, P -> f32[n, {V}]"}
-LATENT = {name: words for name, words in MODEL.items() if "verify" not in name} | {
+LATENT = {name: words for name, words in MODEL.items()
+          if not any(part in name for part in ("verify", "last_hidden", "get_logits"))} | {
     "extend": MODEL["prefill"], "batch_extend": MODEL["batch_prefill"]}
 OURS = {"_metadata", "argmax", "commit", "draft", "forward", "forward_dense"}
 

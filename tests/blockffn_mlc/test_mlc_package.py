@@ -10,6 +10,7 @@ from building import build, command
 from checkpoints import GQA, write_random_checkpoint
 
 from blockffn_mlc import builder
+from blockffn_mlc.builder import make_plan
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.mlc.package import FILE, package_folder
 from targets import TARGETS, find_target
@@ -66,7 +67,8 @@ def test_a_package_is_what_mlc_reads(grouped, phone, tmp_path, monkeypatch):
     assert device == phone and entry["model_id"] == "chat" and entry["model_lib"] == "tiny_model"
     assert library.read_text() == "tiny_model_ .tar"
     cache = 2 * GQA.num_hidden_layers * GQA.num_key_value_heads * GQA.head_dim * GQA.max_position_embeddings
-    assert entry["estimated_vram_bytes"] == built["total_bytes"] - built["cache_bytes"] + 2 * cache
+    usage = make_plan(GQA, find_target("cpu"), "q4f16_1", mlc=True).graph.memory_usage
+    assert entry["estimated_vram_bytes"] == built["weight_bytes"] + 2 * cache + 2 * max(usage.values())
     model = tmp_path / "elsewhere" / entry["model"]
     records = json.loads((model / "tensor-cache.json").read_text())["records"]
     assert {path.name for path in model.iterdir()} == {
