@@ -14,8 +14,8 @@ import numpy as np
 
 from schedules.tiles import MAX_TREE_NODES, GpuTiles
 
+from .chat_config import DRAFT, chat_config, copy_tokenizer, draft_chat_config
 from .chat_config import FILE as CHAT_CONFIG
-from .chat_config import chat_config, copy_tokenizer, draft_chat_config
 from .checkpoint.draft import Draft
 from .compile import Graph, build_draft_graph, build_graph, planned_bytes
 from .config import BlockFFNConfig
@@ -32,7 +32,6 @@ from .staging import check_destination, staging_folder
 from .target import Target
 
 TOKEN_STREAM = "token_stream.json"
-DRAFT = "draft"  # folder of the draft model for MLC's engine
 # What files in an artifact for phones say of a kind of device.
 _DEVICE_WORDS = {
     "opencl": {"api": "OpenCL", "macro": "OPENCL", "device_type": "4",

@@ -22,6 +22,7 @@ from .sentencepiece_model import tokenizer_from_sentencepiece
 
 FILE = "mlc-chat-config.json"
 FORMAT_VERSION = 1
+DRAFT = "draft"  # folder of the draft model for MLC's engine
 DRAFT_TYPE = "eagle"  # MLC's name for models of this kind
 USER, ASSISTANT = "<用户>", "<AI>"
 TOKENIZER = "tokenizer.json"

@@ -47,7 +47,13 @@ def system_lib_prefix(given: str | None, model: str, quantization: str) -> str:
 def _compile(graph: Graph, target: Target, prefix: str | None, stage: Callable[[str], None]
              ) -> tuple[relax.VMExecutable, dict[str, int]]:
     if target.limits is None:
-        return compile_graph(graph, target.tvm_target, stage, prefix=prefix), {}
+        try:
+            return compile_graph(graph, target.tvm_target, stage, prefix=prefix), {}
+        except TypeError as error:  # renaming functions, TVM 0.27's AttachGlobalSymbol fails on their prefetches
+            if prefix is None or "Cannot treat type" not in str(error):
+                raise
+            raise UserError(f"target {target.name}: TVM 0.27 makes no library for apps of kernels that prefetch, as "
+                            "those for processors do; choose a target for devices") from None
     split = _DeviceFunctions()
     executable = compile_graph(graph, target.tvm_target, stage, prefix=prefix, instruments=[split])
     taken = target.limits.check_functions(target.name, split.module)

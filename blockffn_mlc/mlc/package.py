@@ -10,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
+from ..chat_config import DRAFT
 from ..chat_config import FILE as CHAT_CONFIG
 from ..errors import UserError
 from ..shards import INDEX, link_or_copy
@@ -50,13 +51,15 @@ def estimated_bytes(plan: Plan) -> int:
 
 
 def package_config(plan: Plan, model_id: str) -> dict[str, Any]:
-    """The contents of mlc-package-config.json; paths are relative to the folder it is in."""
+    """The contents of mlc-package-config.json; paths are relative to the folder it is in. All libraries named are
+    linked, the draft's too; stock apps offer what ``model_list`` holds, which a draft is not for."""
     model_lib = plan.prefix.removesuffix("_")
     return {
         "device": plan.target.mlc_device,
         "model_list": [{"model": model_id, "model_id": model_id, "model_lib": model_lib, "bundle_weight": True,
                         "estimated_vram_bytes": estimated_bytes(plan)}],
-        "model_lib_path_for_prepare_libs": {model_lib: plan.chat["blockffn"]["system_lib"]["path"]}}
+        "model_lib_path_for_prepare_libs": {part.prefix.removesuffix("_"): _objects(part)
+                                            for part in (plan, plan.draft) if part}}
 
 
 def write_package(plan: Plan, artifact: Path) -> Path:
@@ -65,13 +68,11 @@ def write_package(plan: Plan, artifact: Path) -> Path:
     check_package(plan.target, artifact)
     artifact, folder = Path(os.path.abspath(artifact)), package_folder(artifact)
     config = package_config(plan, artifact.name)
-    library = plan.chat["blockffn"]["system_lib"]["path"]
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    weights = [CHAT_CONFIG, INDEX, *plan.chat["tokenizer_files"], *(shard.file for shard in plan.shards)]
-    for source, copy in ((library, library), *((name, f"{artifact.name}/{name}") for name in weights)):
-        (partial / copy).parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(artifact / source, partial / copy)
+    _copy(plan, artifact, partial, artifact.name)
+    if plan.draft:
+        _copy(plan.draft, artifact / DRAFT, partial, f"{artifact.name}-{DRAFT}")
     (partial / FILE).write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
     (partial / README).write_text(_readme(plan, folder, config), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -79,10 +80,24 @@ def write_package(plan: Plan, artifact: Path) -> Path:
     return folder
 
 
+def _objects(plan: Plan) -> str:
+    """The library to link with, in the model's folder and in the package."""
+    return plan.library + next(form.suffix for form in plan.target.forms if form.system_lib)
+
+
+def _copy(plan: Plan, source: Path, package: Path, model_id: str) -> None:
+    weights = [CHAT_CONFIG, INDEX, *plan.chat["tokenizer_files"], *(shard.file for shard in plan.shards)]
+    for name, copy in ((_objects(plan), _objects(plan)), *((name, f"{model_id}/{name}") for name in weights)):
+        (package / copy).parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(source / name, package / copy)
+
+
 def _readme(plan: Plan, folder: Path, config: dict[str, Any]) -> str:
     (model,) = config["model_list"]
     device, driver = config["device"], str(plan.target.tvm_target.kind)
     values = {"package": folder.name, "model_id": model["model_id"], "model_lib": model["model_lib"],
+              "draft": "" if plan.draft is None else _DRAFT.format(
+                  id=f"{model['model_id']}-{DRAFT}", lib=plan.draft.prefix.removesuffix("_")),
               "library": config["model_lib_path_for_prepare_libs"][model["model_lib"]],
               "target": plan.target.name, "quantization": plan.build.quantization.name,
               "megabytes": round(model["estimated_vram_bytes"] / 1e6),
@@ -91,6 +106,10 @@ def _readme(plan: Plan, folder: Path, config: dict[str, Any]) -> str:
     return Template((_TEXTS / "package.md").read_text(encoding="utf-8")).substitute(values, steps=steps.strip())
 
 
+_DRAFT = """
+The model's draft, for that, is `{id}/`; its library, `{lib}`, is linked into the app too. Its weights must be brought
+to the phone beside the model's: MODEL is where they are there, MODEL_LIB `system://{lib}`.
+"""
 _DRIVERS = {("android", "vulkan"): """
 **This library needs Vulkan, which stock MLC Chat for Android does not have**: `android/mlc4j` is built with OpenCL
 alone (`prepare_libs.py`, `src/cpp/tvm_runtime.h`) and `JSONFFIEngine.java` asks for `Device.opencl()`. All three must

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from building import build, command
-from checkpoints import GQA, write_random_checkpoint
+from checkpoints import GQA, write_random_checkpoint, write_random_draft
 
 from blockffn_mlc import builder
 from blockffn_mlc.builder import make_plan
@@ -75,6 +75,22 @@ def test_a_package_is_what_mlc_reads(grouped, phone, tmp_path, monkeypatch):
         "mlc-chat-config.json", "tensor-cache.json", "tokenizer.json", *(record["dataPath"] for record in records)}
     assert all((model / path.name).read_bytes() == path.read_bytes() for path in out.glob("params_shard_*.bin"))
     assert "create_tir_paged_kv_cache" in built["functions"]
+
+
+def test_a_draft_is_packaged_beside_its_model(grouped, phone, tmp_path):
+    write_random_draft(tmp_path / "eagle", GQA, frequent=range(0, GQA.vocab_size, 2))
+    build("--model", grouped, "--draft", tmp_path / "eagle", "--package", "--quantization", "q4f16_1", "-o",
+          tmp_path / "chat", "--system-lib-prefix", "tiny_model_")
+    package, draft = tmp_path / "chat-package", tmp_path / "chat-package" / "chat-draft"
+    read_as_mlc(package)
+    libraries = json.loads((package / FILE).read_text())["model_lib_path_for_prepare_libs"]
+    assert {name: (package / path).read_text() for name, path in libraries.items()} == {
+        "tiny_model": "tiny_model_ .tar", "tiny_model_draft": "tiny_model_draft_ .tar"}
+    records = json.loads((draft / "tensor-cache.json").read_text())["records"]
+    assert {path.name for path in draft.iterdir()} == {
+        "mlc-chat-config.json", "tensor-cache.json", *(record["dataPath"] for record in records)}
+    text = (package / "README.md").read_text()
+    assert "`chat-draft/`" in text and "system://tiny_model_draft" in text
 
 
 def test_its_readme_names_every_step(grouped, phone, tmp_path):

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
+from checkpoints import GQA
 from elf import LIBM, TVM_C_API, WEAK, archive_symbols, check_pages, objects, symbols
 from elftools.elf.elffile import ELFFile
 from small_library import WIDTH, small_graph
 from tvm import relax
 
+from blockffn_mlc.builder import make_plan
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.libraries import system_lib_prefix, write_libraries
 from targets import find_target, tools
@@ -65,6 +67,13 @@ def test_system_libraries_with_two_prefixes_fit_into_one_app(libraries, tmp_path
     with open(app, "rb") as file:
         defined, undefined = symbols(file, ".dynsym")
     assert {f"__tvm_ffi_{prefix}add" for prefix in PREFIXES} <= defined and undefined <= TVM_C_API | LIBM
+
+
+def test_kernels_for_processors_are_refused_where_tvm_cannot_rename_them(tmp_path):
+    target = replace(find_target("cpu"), forms=(tools.system_library(),))
+    graph = make_plan(GQA, target, "q0f32", 64, 16).graph
+    with pytest.raises(UserError, match="^target cpu: TVM 0.27 makes no library for apps of kernels that prefetch"):
+        write_libraries(graph, target, tmp_path / "lib", "tiny_model_", lambda stage: None)
 
 
 def test_a_system_library_registers_itself_under_its_prefix(tmp_path):
