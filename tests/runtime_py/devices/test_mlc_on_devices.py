@@ -20,6 +20,7 @@ MODELS = {  # the device, the model, its format, and the kind of MLC's cache
     "demo on vulkan": (vulkan_device, DEMO, "q0f32", "mha"),
 }
 STEPS = {"prefill", "decode", "second turn", "two sequences", "fork", "sampler path"}
+DRAFT = {"draft states", "draft in batches", "speculate"}
 CHOICES = {"choose", "choose by top p", "judge drafts"}
 SAMPLER = {"multinomial", "sort_pass", "sample_top_p", "take_probs", "renormalize_top_p", "verify_drafts"}
 CACHE = {"mha": {"paged_decode", "paged_prefill", "ragged_prefill", "merge_state"},
@@ -32,14 +33,16 @@ def test_mlc_check_and_verify(tmp_path, capsys, monkeypatch, name):
     device = find()
     monkeypatch.setattr(checks, "TOKENS", (1, 14))  # every further form of a kernel is a program to compile
     source = ("--model", GOLDEN / model) if model else ()
-    build(*source, "--quantization", quantization, "--target", device.kind, "--mlc", "-q", "-o", tmp_path / "model")
+    draft = ("--draft", GOLDEN / "eagle_gqa") if model == "gqa_block_linear" else ()  # the demo has one
+    build(*source, *draft, "--quantization", quantization, "--target", device.kind, "--mlc", "-q",
+          "-o", tmp_path / "model")
     assert main(["mlc-check", str(tmp_path / "model"), "--device", device.name, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] and found["device"] == device.name
     samples = device.kind == "vulkan"  # elsewhere MLC's engine chooses tokens on the processor
     steps = {step["name"] for step in found["steps"]}
     assert steps >= STEPS and (steps >= CHOICES) == samples and ("verify a chain" in steps) == (kind == "mha")
-    assert ("speculate" in steps) == (model is DEMO)
+    assert (steps >= DRAFT) == (model != "mla_block")
     assert (found["functions"]["argsort_probs"] == "present") == samples
     assert (found["functions"]["extend"] == "present") == (kind == "mla")
     assert main(["verify", str(tmp_path / "model"), "--device", device.name, "--json"]) == 0
