@@ -17,27 +17,31 @@ from ..tvm_runtime import aligned_zeros, load_runtime
 from ..weights import ALIGNMENT
 from .logits import Logits
 from .native import RUNTIMES, load_native
+from .provided import PROVIDED, load_provided
 
-_KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl", "vulkan": "vulkan"}  # by the family's name
+_KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl", "vulkan": "vulkan", "cuda": "cuda",
+                   "metal": "metal", "iphone": "metal"}  # by the family's name
+KINDS = (*RUNTIMES, *PROVIDED)
 _EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
 
 
 def load(kind: str) -> None:
-    """Make TVM able to use devices of ``kind``, "cpu" or a key of RUNTIMES. Raises UserError naming what is missing."""
+    """Make TVM able to use devices of ``kind``, "cpu" or one of KINDS. Raises UserError naming what is missing."""
     if kind in RUNTIMES:
         load_native(kind)
+    elif kind in PROVIDED:
+        load_provided(kind)
     else:
         load_runtime()
 
 
 def find_device(name: str) -> Device:
-    """The device for "cpu", "opencl", "opencl:N", "vulkan" or "vulkan:N". Raises UserError for others and where there
-    is none."""
-    match = re.fullmatch(rf"({'|'.join(RUNTIMES)})(?::(\d+))?", name)
+    """The device for "cpu", KIND or KIND:N, with one of KINDS. Raises UserError for others and where there is none."""
+    match = re.fullmatch(rf"({'|'.join(KINDS)})(?::(\d+))?", name)
     if name == "cpu":
         return Cpu()
     if match is None:
-        expected = ", ".join(f"{kind}, {kind}:N" for kind in RUNTIMES)
+        expected = ", ".join(f"{kind}, {kind}:N" for kind in KINDS)
         raise UserError(f"device {name!r}: expected cpu, {expected}; "
                         "'python -m runtime_py devices' lists what is here")
     load(match[1])
@@ -64,7 +68,7 @@ class Inputs:
 
 
 class Device(ABC):
-    """``kind`` is "cpu" or a key of RUNTIMES, ``index`` counts devices of that kind. ``copies``: tensors are copies of
+    """``kind`` is "cpu" or one of KINDS, ``index`` counts devices of that kind. ``copies``: tensors are copies of
     arrays, in memory of the device's own."""
 
     copies: bool
@@ -86,14 +90,15 @@ class Device(ABC):
 
     @property
     def exists(self) -> bool:
-        return bool(self._attribute(_EXISTS))
+        return bool(self.attribute(_EXISTS))
 
     @property
     def product(self) -> str:
         """The device's own name."""
-        return str(self._attribute(_NAME))
+        return str(self.attribute(_NAME))
 
-    def _attribute(self, kind: int) -> Any:
+    def attribute(self, kind: int) -> Any:
+        """A fact by its number in TVM's DeviceAttrKind; None where the device does not tell."""
         return self._tvm.get_global_func("runtime.GetDeviceAttr")(*self.codes[0], kind)
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
@@ -198,8 +203,8 @@ class Accelerator(Device):
         return _Sent([np.zeros(shape, dtype) for shape in shapes],
                      [self._empty(shape, dtype) for shape in shapes], self._send)
 
-    def _attribute(self, kind: int) -> Any:
-        return self._try(super()._attribute, kind)
+    def attribute(self, kind: int) -> Any:
+        return self._try(super().attribute, kind)
 
     def _empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         return self._try(self._allocate, self._tvm.Shape(shape), self._tvm.dtype(dtype), self._device, None)

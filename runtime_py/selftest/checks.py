@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,10 +51,11 @@ def check_kernels(engine: Engine) -> Iterator[Result]:
     tokens = [n for n in TOKENS if n <= artifact.prefill_chunk_size]
     for seed, (name, factory) in enumerate(description.factories.items()):
         subject = Subject(factory.arguments, factory.weights, artifact.weights, seed)
-        yield _check(name, factory, subject, engine, tokens)
+        yield check_kernel(name, factory, subject, engine, tokens)
 
 
-def _check(name: str, factory: Factory, subject: Subject, engine: Engine, tokens: list[int]) -> Result:
+def check_kernel(name: str, factory: Factory, subject: Subject, engine: Engine, tokens: Sequence[int]) -> Result:
+    """One kernel of ``engine.library`` on ``engine.device``, for each number of ``tokens``."""
     device = engine.device
     case, before, errors, calls, problem = CASES.get(factory.name), _launches(device), [], 0, None
     try:
@@ -79,7 +80,7 @@ def _check(name: str, factory: Factory, subject: Subject, engine: Engine, tokens
                   launches, problem)
 
 
-def _calls(case: Case, subject: Subject, tokens: list[int]) -> Iterator[tuple[int, list[Any]]]:
+def _calls(case: Case, subject: Subject, tokens: Sequence[int]) -> Iterator[tuple[int, list[Any]]]:
     for n in tokens:
         for arguments in case(subject, n):
             yield n, arguments

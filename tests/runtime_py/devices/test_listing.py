@@ -17,6 +17,7 @@ from runtime_py.tvm_runtime import load_runtime, physical_cores
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULE = "runtime_py.devices.listing"
+MEMORY = 14  # kTotalGlobalMemory of DeviceAttrKind
 
 
 def test_the_processor_comes_first():
@@ -81,11 +82,15 @@ def test_an_opencl_runtime_of_tvms_own_is_asked_what_it_knows(monkeypatch):
 
         exists = property(lambda self: self.index < 2)
         product = property(lambda self: f"device {self.index}")
+
+        def attribute(self, number):
+            return {MEMORY: 1 << 30}.get(number)
     Found.__abstractmethods__ = frozenset()
     monkeypatch.setattr(f"{MODULE}.load", lambda kind: None)
     monkeypatch.setattr(load_runtime(), "get_global_func", lambda *_, **__: None)
     monkeypatch.setattr(listing, "Accelerator", Found)
-    assert list_devices()[1:3] == [{"device": f"opencl:{index}", "name": f"device {index}"} for index in range(2)]
+    assert list_devices()[1:3] == [
+        {"device": f"opencl:{index}", "name": f"device {index}", "memory_bytes": 1 << 30} for index in range(2)]
 
 
 TWO_DEVICES = """
