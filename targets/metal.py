@@ -13,12 +13,12 @@ from .packing import keep_source
 from .tools import mac_library, system_library
 
 # Metal feature set tables: 32 KB of threadgroup memory and 1024 threads on every GPU since the A11, of which a kernel
-# with many registers gets fewer; a buffer of at least 256 MB (1 GB on Macs).
+# with many registers gets fewer; 31 buffers, one of them for numbers, of at least 256 MB (1 GB on Macs).
 LIMITS = {
     "metal": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=1 << 30, statements=1000,
-                    source_bytes=1 << 17),
+                    source_bytes=1 << 17, buffers=30),
     "iphone": Limits(work_group=256, threadgroup_bytes=32768, buffer_bytes=256 << 20, statements=500,
-                     source_bytes=1 << 16),
+                     source_bytes=1 << 16, buffers=30),
 }
 _TRIPLES = {"metal": "arm64-apple-macos13.0", "iphone": "arm64-apple-ios16.0"}
 _PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small

@@ -18,10 +18,11 @@ from ..tools import host_library
 from .compilers import INSTALL, find_compiler
 from .module import export_library
 
-# Static shared memory ends at 48 KB on every device, a block at 1024 threads. Buffers: elements are counted in int32.
+# Static shared memory ends at 48 KB on every device, a block at 1024 threads, a grid at
+# 65535 blocks along y and z. Buffers: elements are counted in int32.
 # NVIDIA's compilers take long texts; the statements are those of OpenCL on computers.
 LIMITS = Limits(work_group=1024, threadgroup_bytes=48 << 10, buffer_bytes=(1 << 31) - 1, statements=1000,
-                source_bytes=1 << 18)
+                source_bytes=1 << 18, groups=65535)
 ARCHITECTURES = "sm_80,sm_87,sm_90"  # A100, Jetson Orin, H100; others run the code of an older one of their generation
 _NO_COMPILER = "no CUDA compiler was found"
 _NOTE = (f"cuda: {_NO_COMPILER}: the library will hold source, which a program that imports tvm compiles; "
