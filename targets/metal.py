@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import tvm
+import tvm_ffi
+from tvm import tirx
 
 import schedules.gpu
 from blockffn_mlc.target import Form, Target
@@ -43,4 +48,17 @@ def _target(name: str, *forms: Form, **options: object) -> Target:
     return Target(name, "arm64 generic, neon", tvm_target, schedules.gpu, GPU_TILES[name], forms, limits, **options)
 
 
-keep_source("metal")
+def _exact_numbers(module: tvm.IRModule) -> tvm.IRModule:
+    """The module with its float32 numbers by their bits where the seven digits that TVM prints for Metal are another
+    number."""
+    def exact(number: tirx.FloatImm) -> Any:
+        value = np.float32(number.value)
+        if str(number.ty.dtype) != "float32" or np.float32(f"{value:e}") == value:
+            return number
+        return tirx.reinterpret("float32", tirx.const(int(value.view(np.uint32)), "uint32"))
+
+    return tvm.IRModule({var: func.with_body(tvm_ffi.structural_map(func.body, (tirx.FloatImm, exact)))
+                         for var, func in module.functions.items()}, attrs=module.attrs)
+
+
+keep_source("metal", _exact_numbers)

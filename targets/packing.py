@@ -89,8 +89,9 @@ def export_packed(executable: Any, packed: Packed, path: str, link: Callable[...
         link(path, objects)
 
 
-def keep_source(kind: str) -> None:
-    """Let TVM keep the source of kernels for ``kind``, also where its own runtime would compile it at once."""
+def keep_source(kind: str, prepare: Callable[[Any], Any] = lambda module: module) -> None:
+    """Let TVM keep the source of kernels for ``kind``, also where its own runtime would compile it at once.
+    ``prepare(module)``: the module of device functions to generate it from."""
     name = f"target.build.{kind}"
     generate = tvm_ffi.get_global_func(name)
 
@@ -98,7 +99,7 @@ def keep_source(kind: str) -> None:
         before = os.environ.get(_FORCE)
         os.environ[_FORCE] = "1"
         try:
-            return generate(module, target)
+            return generate(prepare(module), target)
         finally:
             if before is None:
                 del os.environ[_FORCE]

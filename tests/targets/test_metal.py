@@ -1,15 +1,19 @@
 """Libraries for Macs and iPhones, as this machine can make them."""
 
+import re
 import struct
 import sys
 
+import numpy as np
 import pytest
 import tvm
 from elf import objects
 from small_library import small_graph
+from tvm.script.ir_builder import tirx as T
 from tvm_bytes import Reader, read_functions
 
 from blockffn_mlc.libraries import write_libraries
+from schedules.builder import kernel
 from targets import find_target, tools
 from targets.packing import Packed
 
@@ -59,3 +63,19 @@ def test_objects_for_apps(name, tmp_path):
     (kernel,) = read_functions(reader)
     assert reader.take("Q") == 1 and reader.text() == kernel
     assert f"kernel void {kernel}(" in reader.text() and reader.position == len(content)
+
+
+def test_numbers_keep_their_bits():
+    """TVM prints seven digits; lowest float32 and a third are others then."""
+    numbers = (-3.4028234663852886e38, 1 / 3, 0.5, 1e-5)
+    with kernel(__name__) as k:
+        y = k.tensor((4,))
+        with T.launch_thread("threadIdx.x", 1) as i:
+            for place, number in enumerate(numbers):
+                T.buffer_store(y, T.float32(number), [i + place])
+    module = tvm.IRModule({"main": k.func.with_attr("global_symbol", "main")})
+    text = tvm.compile(module, find_target("metal").tvm_target).mod.imports[0].inspect_source("")
+    stored = re.findall(r"\] = (.*);", text)
+    bits = [np.float32(number).view(np.uint32) for number in numbers]
+    assert stored == [f"(as_type<float>((uint){bits[0]}))", f"(as_type<float>((uint){bits[1]}))", "5.000000e-01f",
+                      "1.000000e-05f"]
