@@ -62,7 +62,7 @@ def accept(tiles: CpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
                 parent, carried = (T.cast(asked[_SETTINGS + at + other], "int32") for at in (0, n))
                 with when(T.And(parent == node.get(), carried == token.get())):
                     child.set(T.cast(other, "int32"))
-            node.set(T.Select(token.get() >= 0, child.get(), T.int32(-1)))
+            node.set(child.get())
     return k.func
 
 

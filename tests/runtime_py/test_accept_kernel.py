@@ -19,7 +19,8 @@ from targets import find_target
 VOCAB = 40
 SAMPLINGS = [Sampling(), Sampling(1.0, seed=3), Sampling(0.7, top_p=0.8, seed=4), Sampling(2.0, top_k=5, seed=5),
              Sampling(1.0, top_k=30, top_p=0.95, seed=6), Sampling(1e-300, seed=7),
-             Sampling(1e300, top_k=10**12, seed=8), Sampling(1.0, top_p=1e-300, seed=9)]
+             Sampling(1e300, top_k=10**12, seed=8), Sampling(1e300, top_k=VOCAB - 1, seed=9),
+             Sampling(1.0, top_p=1e-300, seed=10)]
 
 
 @pytest.fixture(scope="module")
@@ -86,4 +87,5 @@ def test_only_the_very_array_has_its_tensor(kernel):
     found = kernel(array, *greedy, -1, 0, 1, 0, *expected[:2], 0.0, 0.0, 0.0)
     assert found == [0, 1, 2, *expected]
     assert kernel(array[::-1], *greedy, -1, 0, 1, 0, 0, 0, 0.0, 0.0, 0.0)[3] == expected[2]
-    assert kernel(-array, *greedy, -1, 0, 1, 0, 0, 0, 0.0, 0.0, 0.0)[3] == logits[0].argmin()
+    for other in (-array, (-array)[:]):
+        assert kernel(other, *greedy, -1, 0, 1, 0, 0, 0, 0.0, 0.0, 0.0)[3] == logits[0].argmin()
