@@ -94,7 +94,7 @@ def whole_vocabulary(k: Subject, n: int) -> Iterator[list[Any]]:
     p = k.p
     x, places = k.normal(n, p.listed), np.full(p.vocab, -1, np.int32)
     places[k.rng.permutation(p.vocab)[:p.listed]] = np.arange(p.listed, dtype=np.int32)
-    yield [x, places, same(twins.whole_vocabulary(x, places))]
+    yield [x, places, written(twins.whole_vocabulary(x, places), Bound.exact())]
 
 
 def gather_rows(k: Subject, n: int) -> Iterator[list[Any]]:
