@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from functools import partial
 from struct import Struct
@@ -22,27 +23,36 @@ class AcceptKernel:
         self._kernel, self._device = kernel, device
         self._kept: dict[int, tuple[Callable[..., None], list[Any], memoryview]] = {}
         self.seconds = 0.0
+        self._keep_text(1)
         self.known: tuple[np.ndarray, Any] = np.empty(0), None
 
-    def __call__(self, logits: np.ndarray, *asked: float) -> list[int]:
-        """Logits float32 [n, V] of a tree's nodes (or [V] of one) and 3 + 3 n numbers -> 2 n: the nodes that are
-        accepted, filled up with -1, then the token drawn at each; -1 where the largest logit is not finite."""
+    def __call__(self, logits: np.ndarray, text: array[int], *asked: float) -> list[int]:
+        """Logits float32 [n, V] of a tree's nodes (or [V] of one), int32 tokens that count as seen, and 5 + 3 n numbers
+        -> 2 n: the nodes that are accepted, filled up with -1, then the token drawn at each; -1 where the largest logit
+        is not finite."""
         n = len(asked) // 3 - 1
+        if len(text) > len(self._text):
+            self._keep_text(2 * len(text))
+        self._text[:len(text)] = text
         write, tensors, accepted = self._kept.get(n) or self._keep(n)
         write(*asked)
-        array, tensor = self.known
-        if not (logits is array or
-                logits.base is array and logits.size == array.size and logits.flags.c_contiguous):
+        known, tensor = self.known
+        if not (logits is known or
+                logits.base is known and logits.size == known.size and logits.flags.c_contiguous):
             copy = self._device.inputs(((n, logits.size // n),), "float32")  # aligned as kernels expect
             copy.arrays[0][...] = logits
             tensor = copy.tensors[0]
         start = perf_counter()
-        self._kernel(tensor, *tensors)
+        self._kernel(tensor, self._text_tensor, *tensors)
         self.seconds += perf_counter() - start
         return accepted.tolist()
 
     def _keep(self, n: int) -> tuple[Callable[..., None], list[Any], memoryview]:
-        asked, accepted = self._device.inputs(((3 + 3 * n,),), "float64"), self._device.inputs(((2, n),))
-        write = partial(Struct(f"{3 + 3 * n}d").pack_into, memoryview(asked.arrays[0]), 0)
+        asked, accepted = self._device.inputs(((5 + 3 * n,),), "float64"), self._device.inputs(((2, n),))
+        write = partial(Struct(f"{5 + 3 * n}d").pack_into, memoryview(asked.arrays[0]), 0)
         self._kept[n] = write, asked.tensors + accepted.tensors, memoryview(accepted.arrays[0].reshape(-1))
         return self._kept[n]
+
+    def _keep_text(self, length: int) -> None:
+        text = self._device.inputs(((length,),))
+        self._text, self._text_tensor = memoryview(text.arrays[0]), text.tensors[0]

@@ -86,7 +86,7 @@ class Generation:
         logits = self._session.extend(prompt)
         self._session.wait()
         stats.prefill_seconds = clock.seconds
-        token = take(sample(logits, self._session.tokens))
+        token = take(sample(logits, self._session.history))
         stats.time_to_first_token = clock.seconds
         yield token
         while self.finish_reason is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
+from typing import NoReturn
 
 import numpy as np
 
@@ -55,6 +57,7 @@ _COLDEST = 1e-200  # a lower temperature chooses the same tokens, but its quotie
 _COLDEST_KERNEL = 1e-30  # likewise, where they are float32
 _NARROWEST_KERNEL = 1e-30  # a lower top-p keeps the same token, but is 0 in float32
 _NO_LIMIT = 2**31 - 1
+_NOTHING = array("i")
 _NO_STOP: AbstractSet[int] = frozenset()
 _AHEAD = 256  # random numbers made at once, more than a tree may have nodes
 
@@ -70,15 +73,15 @@ def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] 
 
 
 class Sampler:
-    """Draws tokens under one Sampling; keeps the random state. ``kernel``: takes over where logits are arrays and there
-    is no repetition penalty."""
+    """Draws tokens under one Sampling; keeps the random state. ``kernel``: takes over where logits are arrays."""
 
     def __init__(self, sampling: Sampling, kernel: AcceptKernel | None = None) -> None:
         self.sampling = sampling
         self._takes_largest = sampling.greedy and sampling.repetition_penalty == 1
-        self._kernel = kernel if sampling.repetition_penalty == 1 else None
+        self._kernel = kernel
         inverse = 0.0 if sampling.greedy else 1 / max(sampling.temperature, _COLDEST_KERNEL)
-        self._settings = [inverse, min(sampling.top_k, _NO_LIMIT), max(sampling.top_p, _NARROWEST_KERNEL)]
+        penalty = min(max(sampling.repetition_penalty, _COLDEST_KERNEL), 1 / _COLDEST_KERNEL)
+        self._settings = [inverse, min(sampling.top_k, _NO_LIMIT), max(sampling.top_p, _NARROWEST_KERNEL), penalty]
         self._rng = np.random.default_rng(sampling.seed)
         self._uniforms: list[float] = []
         self._used = 0
@@ -90,7 +93,7 @@ class Sampler:
                 return logits.most_likely
             logits = np.asarray(logits)
         elif self._kernel and not self._takes_largest:
-            return self._draw(logits)
+            return self._draw(logits, history)
         if self._takes_largest:
             return _most_likely(logits, self.sampling)
         cumulative = np.cumsum(_weights(logits, self.sampling, history))
@@ -104,26 +107,40 @@ class Sampler:
         """``verification.accept`` with this sampler."""
         if self._kernel is None or isinstance(logits, Logits):
             return accept(tree, logits, self, history, stop_ids)
-        n = len(tree.tokens)
-        found = self._kernel(logits, *self._settings, *tree.parents, *tree.tokens, *self._uniforms_ahead(n))
+        n, seen = len(tree.tokens), self._seen(history)
+        found = self._kernel(logits, seen, *self._settings, len(seen), *tree.parents, *tree.tokens,
+                             *self._uniforms_ahead(n))
         path = found[:found.index(-1, 0, n)] if found[n - 1] < 0 else found[:n]
         drawn = found[n:n + len(path)]
         if not stop_ids.isdisjoint(drawn):
             end = next(i for i, token in enumerate(drawn, 1) if token in stop_ids)
             path, drawn = path[:end], drawn[:end]
         if drawn[-1] < 0:
-            _most_likely(logits[path[-1]], self.sampling)  # says what is wrong
+            self._refuse(logits[path[-1]], [*seen, *tree.tokens[:1], *drawn])
         if not self._takes_largest:
             self._used += len(drawn)
         return path, drawn
 
-    def _draw(self, logits: np.ndarray) -> int:
-        """The kernel's choice: a tree of nothing but a root, whose token does not matter."""
-        token = self._kernel(logits, *self._settings, -1, 0, *self._uniforms_ahead(1))[1]
+    def _draw(self, logits: np.ndarray, history: Iterable[int]) -> int:
+        """The kernel's choice: a tree of nothing but a root, which ``history`` holds."""
+        seen = self._seen(history)
+        token = self._kernel(logits, seen, *self._settings, len(seen), -1, -1, *self._uniforms_ahead(1))[1]
         if token < 0:
-            _most_likely(logits, self.sampling)  # says what is wrong
+            self._refuse(logits, seen)
         self._used += 1
         return token
+
+    def _seen(self, history: Iterable[int]) -> array[int]:
+        if self.sampling.repetition_penalty == 1:
+            return _NOTHING
+        return history if isinstance(history, array) else array("i", history)
+
+    def _refuse(self, logits: np.ndarray, seen: Sequence[int]) -> NoReturn:
+        """Raises UserError: the largest of these logits is not finite."""
+        with np.errstate(all="ignore"):
+            scores = _penalised(logits, self._settings[3], [token for token in seen if token >= 0])
+            _most_likely(scores.astype(np.float32), self.sampling)
+        raise AssertionError("the kernel found logits not finite that numpy finds finite")
 
     def _uniforms_ahead(self, count: int) -> list[float]:
         """The next numbers from 0 up to 1, of which ``_used`` counts those that were used."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ class Session:
         self._caches = library.new_caches()
         self._tree: tuple[list[int], list[int], States | None] | None = None
         self.tokens: list[int] = []
+        self.history = array("i")  # the same, as kernels take them
         self.attach(drafter)
 
     def attach(self, drafter: Drafter | None) -> None:
@@ -171,7 +173,7 @@ class Session:
         """Forget all tokens from position ``length`` on."""
         if not 0 <= length <= self.length:
             raise ValueError(f"cannot roll back to {length}: the session holds {self.length} tokens")
-        del self.tokens[length:]
+        del self.tokens[length:], self.history[length:]
         self._tree = None
         if self.drafter is not None:
             self.drafter.rollback(length)
@@ -204,6 +206,7 @@ class Session:
     def _hold(self, tokens: list[int], hidden: States | None) -> None:
         if self.drafter is not None:
             self.drafter.extend(tokens, hidden)
+        self.history.extend(tokens)
         self.tokens.extend(tokens)  # last: a drafter ahead of its session is put right by the next rollback
 
     def _forward(self, *inputs: np.ndarray) -> Output:

@@ -89,12 +89,12 @@ def advance(session: Session, root: int, limit: int, sample: Chooser, stop_ids: 
         logits = session.step(root)
         session.wait()
         stats.verify_seconds += perf_counter() - middle
-        tokens = [sample(logits, session.tokens)]
+        tokens = [sample(logits, session.history)]
     else:
         output = session.tree(tree.tokens, tree.parents)
         session.wait()
         stats.verify_seconds += perf_counter() - middle
-        path, tokens = sample.accept(tree, output.logits, session.tokens, stop_ids)
+        path, tokens = sample.accept(tree, output.logits, session.history, stop_ids)
         start = perf_counter()
         session.commit(path)
         session.wait()

@@ -90,6 +90,14 @@ def top_k(logits: np.ndarray, k: int, token_ids: np.ndarray | None = None) -> tu
     return order if token_ids is None else token_ids[order], log_probs
 
 
+def penalised(logits: np.ndarray, penalty: float, seen: np.ndarray) -> np.ndarray:
+    """logits [V], token ids that a text holds -> logits [V]: theirs divided by ``penalty`` where positive, else
+    multiplied by it."""
+    x = f64(logits).copy()
+    x[seen] = np.where(x[seen] < 0, x[seen] * penalty, x[seen] / penalty)
+    return x
+
+
 def choose(logits: np.ndarray, inverse_temperature: float, top_k: int, top_p: float) -> np.ndarray:
     """logits [V] -> the probabilities [V] that a token is drawn with: softmax(inverse_temperature * logits), tokens
     outside the ``top_k`` largest (0: none) and then those outside the smallest set of likely ones with ``top_p`` of the

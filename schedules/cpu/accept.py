@@ -12,7 +12,7 @@ from ..builder import choose, factory, kernel, when
 from ..tiles import CpuTiles
 from .vector import Read, Register, const, exp, for_lanes, load, span, splat, store, sum_over, vector
 
-_INVERSE_TEMPERATURE, _TOP_K, _TOP_P, _SETTINGS = range(4)
+_INVERSE_TEMPERATURE, _TOP_K, _TOP_P, _PENALTY, _SEEN, _SETTINGS = range(6)
 _NODE, _TOKEN = range(2)
 _INFINITE = 0x7F800000  # bits of inf; those of a NaN, without its sign, are larger
 _MAGNITUDE = 0x7FFFFFFF  # all bits but the sign
@@ -27,20 +27,24 @@ def accept(tiles: CpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
     """From the root of a token tree on, draw the next token from the logits of the node and go on at the first child
     that carries it, until none does (``runtime_py.verification.accept`` has the rule and its source).
 
-    A token's weight is exp((logit - largest) * inverse temperature) where it is one of the ``top k`` largest logits (or
-    equal to the last of them; 0: all are) and of the smallest set of most likely tokens that has ``top p`` of the
-    weights of these (of equal ones the lower first). The draw is the first token for which the weights up to it are
-    together more than uniform * all weights. An inverse temperature of 0 takes the lowest token with the largest logit.
+    Logits of tokens that the text holds already, drawn ones and the root included, are first divided by the repetition
+    penalty where they are positive, and multiplied by it where not. A token's weight is exp((logit - largest) * inverse
+    temperature) where it is one of the ``top k`` largest logits (or equal to the last of them; 0: all are) and of the
+    smallest set of most likely tokens that has ``top p`` of the weights of these (of equal ones the lower first). The
+    draw is the first token for which the weights up to it are together more than uniform * all weights. An inverse
+    temperature of 0 takes the lowest token with the largest logit.
 
-    Parameters: logits f32 [n, vocab]; asked f64 [3 + 3 n], in one tensor since every further one costs the caller more
-    than the draw: inverse temperature, top k, top p, then of the n nodes the parents (of the root, the first: -1), the
-    tokens, and the uniform numbers, one for each token that is drawn; accepted int32 [2, n]: the nodes in order and the
-    tokens drawn there, then -1. A token is -1 where the largest logit is not finite: NaN, which counts as larger than
-    all numbers, or infinite.
+    Parameters: logits f32 [n, vocab]; text int32 [c]; asked f64 [5 + 3 n], in one tensor since every further one costs
+    the caller more than the draw: inverse temperature, top k, top p, repetition penalty, number of tokens in the text,
+    then of the n nodes the parents (of the root, the first: -1), the tokens (of the root: -1 where the text holds it),
+    and the uniform numbers, one for each token that is drawn; accepted int32 [2, n]: the nodes in order and the tokens
+    drawn there, then -1. A token is -1 where the largest logit is not finite: NaN, which counts as larger than all
+    numbers, or infinite.
     """
     with kernel(__name__) as k:
-        n = k.rows_var()
+        n, capacity = k.rows_var(), k.rows_var()
         logits = k.tensor((n, vocab))
+        text = k.tensor((capacity,), "int32")
         asked = k.tensor((_SETTINGS + 3 * n,), "float64")
         accepted = k.tensor((2, n), "int32")
         node, token = Register(1, 0, "int32"), Register(1, -1, "int32")
@@ -52,6 +56,16 @@ def accept(tiles: CpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
             with when(node.get() >= 0):
                 row = T.bind(T.cast(node.get(), "int64"))
                 draw.read(lambda i, lanes: load(logits, row, i, lanes=lanes))
+                penalty = T.bind(T.cast(asked[_PENALTY], "float32"))
+                with T.serial(0, T.cast(asked[_SEEN], "int64")) as i:
+                    draw.penalise(text[i], logits[row, text[i]], penalty)
+                root = T.bind(T.cast(asked[_SETTINGS + n], "int32"))
+                with when(root >= 0):
+                    draw.penalise(root, logits[row, root], penalty)
+                with T.serial(0, step) as i:
+                    drawn = T.bind(accepted[_TOKEN, i])
+                    draw.penalise(drawn, logits[row, drawn], penalty)
+                draw.rank()
                 with when(draw.finite()):
                     choose(asked[_INVERSE_TEMPERATURE] == T.float64(0), lambda: token.set(draw.most_likely()),
                            lambda: token.set(draw.sample(asked, asked[_SETTINGS + 2 * n + step])))
@@ -71,17 +85,24 @@ class _Draw:
 
     def __init__(self, tiles: CpuTiles, vocab: int) -> None:
         self._lanes, self._vocab = tiles.lanes, vocab
+        self._row = T.alloc_buffer((vocab,), "float32")
         self._weights = T.alloc_buffer((vocab,), "float32")
         self._blocks = -(-vocab // _BLOCK)
         self._sums = T.alloc_buffer((self._blocks,), "float64")  # of all weights up to a block's end
         self._largest = Register(1)
         self._magnitude = Register(1, 0, "int32")
-        self._logits: Read
 
     def read(self, logits: Read) -> None:
         """Begin with a row."""
-        self._logits = logits
-        self._largest.set(self._fold(T.max, logits, -float("inf")))
+        for_lanes(self._vocab, self._lanes, lambda i, lanes: store(self._row, logits(i, lanes), i, lanes=lanes))
+
+    def penalise(self, token: Any, logit: Any, penalty: Any) -> None:
+        """Make a token less likely that had this logit; it may happen again."""
+        T.buffer_store(self._row, T.Select(logit < T.float32(0), logit * penalty, logit / penalty), [token])
+
+    def rank(self) -> None:
+        """When the row is complete."""
+        self._largest.set(self._fold(T.max, self._logits, -float("inf")))
         self._magnitude.set(self._fold(T.max, self._absolute, 0, "int32"))
 
     def finite(self) -> Any:
@@ -185,6 +206,9 @@ class _Draw:
         """The weights of the tokens with at least this key."""
         return self._fold(lambda a, b: a + b, lambda i, lanes: T.Select(
             self._key(i, lanes) >= splat(key, lanes), self._weight(i, lanes), splat(0.0, lanes)), 0.0)
+
+    def _logits(self, i: Any, lanes: int) -> Any:
+        return load(self._row, i, lanes=lanes)
 
     def _weight(self, i: Any, lanes: int) -> Any:
         return load(self._weights, i, lanes=lanes)

@@ -7,11 +7,15 @@ from harness import Out, normal, run
 from schedules import cpu, twins
 
 SETTINGS = [(0, 0, 1), (1, 0, 1), (0.7, 5, 1), (1.5, 0, 0.9), (2, 40, 0.5), (1e30, 0, 1), (1, 1, 1), (1, 10**9, 1e-9)]
+PENALTIES = (1.0, 1.5, 0.7)
 NEAR = 1e-5  # of a bound between two tokens' shares: rounding may decide
 
 
-def asked(settings, parents, tokens, uniforms):
-    return np.concatenate([settings, parents, tokens, uniforms]).astype(np.float64)
+TEXT = np.zeros(1, np.int32)  # of which nothing counts
+
+
+def asked(settings, parents, tokens, uniforms, penalty=1.0, seen=0):
+    return np.concatenate([settings, [penalty, seen], parents, tokens, uniforms]).astype(np.float64)
 
 
 def choice(logits, settings, uniform):
@@ -21,10 +25,11 @@ def choice(logits, settings, uniform):
     return int(token), min(uniform - bounds[token], bounds[token + 1] - uniform)
 
 
-def walk(logits, settings, parents, tokens, uniforms):
+def walk(logits, settings, parents, tokens, uniforms, penalty, text):
     node, path, drawn, margin = 0, [], [], 1.0
     while node is not None:
-        token, near = choice(logits[node], settings, uniforms[len(drawn)])
+        scores = twins.penalised(logits[node], penalty, [*text, tokens[0], *drawn])
+        token, near = choice(scores, settings, uniforms[len(drawn)])
         margin = min(margin, near if settings[0] else 1.0)
         path.append(node)
         drawn.append(token)
@@ -37,6 +42,8 @@ def test_accept(target, rng, vocab):
     func, lengths, close = cpu.accept(target.tiles, vocab), [], 0
     for turn in range(120):
         settings, n = SETTINGS[turn % len(SETTINGS)], int(rng.integers(1, 17))
+        penalty, seen = PENALTIES[turn // 2 % len(PENALTIES)], int(rng.integers(31))
+        text = rng.integers(0, vocab, 30).astype(np.int32)
         logits = normal(rng, n, vocab) * 3
         if turn % 3 == 0:
             logits = np.round(logits)  # many are equal
@@ -45,10 +52,12 @@ def test_accept(target, rng, vocab):
         parents, tokens = np.append(-1, rng.integers(0, np.arange(1, n))), rng.integers(0, vocab, n)
         uniforms = rng.random(n)
         for node in range(n):  # half of the children carry a likely token
-            likely = choice(logits[node], settings, uniforms[min(node, 3)])[0]
+            scores = twins.penalised(logits[node], penalty, [*text[:seen], tokens[0]])
+            likely = choice(scores, settings, uniforms[min(node, 3)])[0]
             tokens[(parents == node) & (rng.random(n) < 0.5)] = likely
-        path, drawn, margin = walk(logits, settings, parents, tokens, uniforms)
-        found = run(func, target, logits, asked(settings, parents, tokens, uniforms), Out((2, n), "int32"))
+        path, drawn, margin = walk(logits, settings, parents, tokens, uniforms, penalty, text[:seen])
+        found = run(func, target, logits, text, asked(settings, parents, tokens, uniforms, penalty, seen),
+                    Out((2, n), "int32"))
         if margin < NEAR:
             close += 1
             continue
@@ -65,10 +74,10 @@ def test_logits_that_are_not_finite_choose_nothing(target, rng, settings, value)
         logits = normal(rng, 2, 300)
         logits[1, place] = value
         likely = choice(logits[0], settings, 0.5)[0]
-        found = run(cpu.accept(target.tiles, 300), target, logits, asked(settings, [-1, 0], [9, likely], [0.5, 0.5]),
-                    Out((2, 2), "int32"))
+        found = run(cpu.accept(target.tiles, 300), target, logits, TEXT,
+                    asked(settings, [-1, 0], [9, likely], [0.5, 0.5]), Out((2, 2), "int32"))
         assert found.tolist() == [[0, 1], [likely, -1]]
-    found = run(cpu.accept(target.tiles, 300), target, np.full((1, 300), -np.inf, np.float32),
+    found = run(cpu.accept(target.tiles, 300), target, np.full((1, 300), -np.inf, np.float32), TEXT,
                 asked(settings, [-1], [9], [0.5]), Out((2, 1), "int32"))
     assert found.tolist() == [[0], [-1]]
 
@@ -78,6 +87,6 @@ def test_draws_at_the_ends_stay_among_possible_tokens(target):
     logits[0, [70, 250]] = 1.0
     for uniform, token in ((0.0, 70), (0.49999, 70), (0.5, 250), (1 - 2**-53, 250)):
         for settings in ((1, 0, 1), (1, 2, 1), (1, 0, 0.99)):
-            found = run(cpu.accept(target.tiles, 300), target, logits, asked(settings, [-1], [0], [uniform]),
+            found = run(cpu.accept(target.tiles, 300), target, logits, TEXT, asked(settings, [-1], [0], [uniform]),
                         Out((2, 1), "int32"))
             assert found.tolist() == [[0], [token]]

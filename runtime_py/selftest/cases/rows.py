@@ -60,14 +60,16 @@ def argmax(k: Subject, n: int) -> Iterator[list[Any]]:
 
 
 def accept(k: Subject, n: int) -> Iterator[list[Any]]:
-    """logits, asked -> accepted. The tree goes on with what is drawn three times out of four; draws
-    are in the middle of what a token has of the probability."""
-    logits = _logits(k, n)
-    for settings in ((0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.9), (2.0, 40, 0.5)):
+    """logits, text, asked -> accepted. The tree goes on with what is drawn three times out of four; draws are in the
+    middle of what a token has of the probability."""
+    logits, text = _logits(k, n), k.integers(k.p.vocab, 20)
+    for *settings, penalty, seen in ((0.0, 0, 1.0, 1.0, 0), (1.0, 0, 1.0, 1.3, 20), (0.7, 5, 1.0, 1.0, 9),
+                                     (1.3, 0, 0.9, 0.8, 1), (2.0, 40, 0.5, 1.5, 20), (0.0, 0, 1.0, 2.0, 20)):
         parents, tokens = np.append(-1, k.integers(n, n)[1:] % np.arange(1, n)), k.integers(k.p.vocab, n)
         uniforms, accepted, node = k.rng.random(n), np.full((2, n), -1, np.int32), 0
         for step in range(n):
-            probabilities = twins.choose(logits[node], settings[0], int(settings[1]), settings[2])
+            held = [*text[:seen], tokens[0], *accepted[1, :step]]
+            probabilities = twins.choose(twins.penalised(logits[node], penalty, held), *settings)
             token = k.rng.choice(len(probabilities), p=probabilities)
             uniforms[step] = probabilities[:token].sum() + probabilities[token] / 2
             accepted[:, step] = node, token
@@ -77,7 +79,7 @@ def accept(k: Subject, n: int) -> Iterator[list[Any]]:
                 break
             tokens[children] = token  # the first of equal ones is taken
             node = children[0]
-        yield [logits, np.concatenate([settings, parents, tokens, uniforms]), same(accepted)]
+        yield [logits, text, np.concatenate([settings, [penalty, seen], parents, tokens, uniforms]), same(accepted)]
 
 
 def _logits(k: Subject, n: int) -> np.ndarray:
