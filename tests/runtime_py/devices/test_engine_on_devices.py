@@ -185,7 +185,7 @@ def test_the_device_must_be_what_the_artifact_was_built_for(toy, artifact_folder
         Engine.load(artifact_folder, device=kind)
 
 
-@pytest.mark.parametrize("device_name", ["{}:99", "cuda", "{}:", "cpu:1", ""])
+@pytest.mark.parametrize("device_name", ["{}:99", "npu", "{}:", "cpu:1", ""])
 def test_devices_that_are_not_there_are_refused(toy, device, device_name):
     device_name = device_name.format(device.kind)
     with pytest.raises(UserError, match=f"device '{device_name}': .*python -m runtime_py devices"):
