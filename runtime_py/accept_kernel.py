@@ -31,9 +31,10 @@ class AcceptKernel:
         -> 2 n: the nodes that are accepted, filled up with -1, then the token drawn at each; -1 where the largest logit
         is not finite."""
         n = len(asked) // 3 - 1
-        if len(text) > len(self._text):
-            self._keep_text(2 * len(text))
-        self._text[:len(text)] = text
+        if text:
+            if len(text) > len(self._text):
+                self._keep_text(2 * len(text))
+            self._text[:len(text)] = text
         write, tensors, accepted = self._kept.get(n) or self._keep(n)
         write(*asked)
         known, tensor = self.known

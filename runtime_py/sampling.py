@@ -14,6 +14,7 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from .accept_kernel import AcceptKernel
+from .artifact import MASK_BITS
 from .devices.logits import Logits, Row
 from .tree import Tree
 from .verification import accept
@@ -58,6 +59,7 @@ _COLDEST_KERNEL = 1e-30  # likewise, where they are float32
 _NARROWEST_KERNEL = 1e-30  # a lower top-p keeps the same token, but is 0 in float32
 _NO_LIMIT = 2**31 - 1
 _NOTHING = array("i")
+_ZEROS = [0.0] * MASK_BITS
 _NO_STOP: AbstractSet[int] = frozenset()
 _AHEAD = 256  # random numbers made at once, more than a tree may have nodes
 
@@ -77,7 +79,8 @@ class Sampler:
 
     def __init__(self, sampling: Sampling, kernel: AcceptKernel | None = None) -> None:
         self.sampling = sampling
-        self._takes_largest = sampling.greedy and sampling.repetition_penalty == 1
+        self._penalises = sampling.repetition_penalty != 1
+        self._takes_largest = sampling.greedy and not self._penalises
         self._kernel = kernel
         inverse = 0.0 if sampling.greedy else 1 / max(sampling.temperature, _COLDEST_KERNEL)
         penalty = min(max(sampling.repetition_penalty, _COLDEST_KERNEL), 1 / _COLDEST_KERNEL)
@@ -107,9 +110,9 @@ class Sampler:
         """``verification.accept`` with this sampler."""
         if self._kernel is None or isinstance(logits, Logits):
             return accept(tree, logits, self, history, stop_ids)
-        n, seen = len(tree.tokens), self._seen(history)
-        found = self._kernel(logits, seen, *self._settings, len(seen), *tree.parents, *tree.tokens,
-                             *self._uniforms_ahead(n))
+        n, seen = len(tree.tokens), self._seen(history) if self._penalises else _NOTHING
+        uniforms = _ZEROS[:n] if self._takes_largest else self._uniforms_ahead(n)
+        found = self._kernel(logits, seen, *self._settings, len(seen), *tree.parents, *tree.tokens, *uniforms)
         path = found[:found.index(-1, 0, n)] if found[n - 1] < 0 else found[:n]
         drawn = found[n:n + len(path)]
         if not stop_ids.isdisjoint(drawn):
@@ -123,16 +126,15 @@ class Sampler:
 
     def _draw(self, logits: np.ndarray, history: Iterable[int]) -> int:
         """The kernel's choice: a tree of nothing but a root, which ``history`` holds."""
-        seen = self._seen(history)
+        seen = self._seen(history) if self._penalises else _NOTHING
         token = self._kernel(logits, seen, *self._settings, len(seen), -1, -1, *self._uniforms_ahead(1))[1]
         if token < 0:
             self._refuse(logits, seen)
         self._used += 1
         return token
 
-    def _seen(self, history: Iterable[int]) -> array[int]:
-        if self.sampling.repetition_penalty == 1:
-            return _NOTHING
+    @staticmethod
+    def _seen(history: Iterable[int]) -> array[int]:
         return history if isinstance(history, array) else array("i", history)
 
     def _refuse(self, logits: np.ndarray, seen: Sequence[int]) -> NoReturn:

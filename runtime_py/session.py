@@ -11,7 +11,6 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .accept_kernel import AcceptKernel
 from .artifact import Artifact
 from .devices import Logits, Row
 from .drafters import Drafter
@@ -38,13 +37,15 @@ class Output:
 class Session:
     """The tokens whose keys and values are cached, in order. Rows beyond ``length`` are never visible,
     so dropping tokens costs nothing. ``drafter``, if any, is told of every change; it starts empty as well.
-    ``dense``: every expert is computed, to compare with."""
+    ``dense``: every expert is computed, to compare with. ``accept_kernel``: the library's kernel that chooses
+    tokens, if it has one."""
 
     def __init__(self, artifact: Artifact, library: Library, drafter: Drafter | None = None, *,
                  dense: bool = False) -> None:
         self._artifact = artifact
         self._library = library
         self._dense = dense
+        self.accept_kernel = library.accept
         self._caches = library.new_caches()
         self._tree: tuple[list[int], list[int], States | None] | None = None
         self.tokens: list[int] = []
@@ -188,16 +189,6 @@ class Session:
             shared += 1
         self.rollback(shared)
         return shared
-
-    @property
-    def accept_kernel(self) -> AcceptKernel | None:
-        """The library's kernel that chooses tokens, if it has one."""
-        return self._library.accept
-
-    @property
-    def kernel_seconds(self) -> float:
-        """What that kernel took so far."""
-        return self._library.accept.seconds if self._library.accept else 0.0
 
     def wait(self) -> None:
         """Until every pass before is done, as who reads a clock must."""

@@ -83,24 +83,25 @@ def advance(session: Session, root: int, limit: int, sample: Chooser, stop_ids: 
         drafted = _drafted(session.drafter, root, shape)
         tree = controller.cut(drafted)
         stats.drafted += len(drafted) - 1
-    middle, chosen = perf_counter(), session.kernel_seconds
+    kernel = session.accept_kernel
+    middle, chosen = perf_counter(), kernel.seconds if kernel else 0.0
     stats.draft_seconds += middle - start
     if tree is None or len(tree) == 1:
         logits = session.step(root)
         session.wait()
-        stats.verify_seconds += perf_counter() - middle
+        verified = perf_counter() - middle
         tokens = [sample(logits, session.history)]
     else:
         output = session.tree(tree.tokens, tree.parents)
         session.wait()
-        stats.verify_seconds += perf_counter() - middle
+        verified = perf_counter() - middle
         path, tokens = sample.accept(tree, output.logits, session.history, stop_ids)
         start = perf_counter()
         session.commit(path)
         session.wait()
-        stats.verify_seconds += perf_counter() - start
+        verified += perf_counter() - start
         stats.add_scores(len(tree) - 1, output.layer_scores)
-    stats.verify_seconds += session.kernel_seconds - chosen
+    stats.verify_seconds += verified + (kernel.seconds - chosen if kernel else 0.0)
     stats.accept_lengths.append(len(tokens))
     start = perf_counter()
     controller.observe(drafted, [root, *tokens[:-1]])
