@@ -173,11 +173,12 @@ def apply_penalty(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray, coun
     return result
 
 
-def apply_bitmask(logits: np.ndarray, masked: np.ndarray, bits: np.ndarray) -> np.ndarray:
-    """logits f32 [b, V], masked [b], bits int32 [b, ceil(V / 32)] -> logits with the lowest float32 for every token of
-    a masked row whose bit is 0 (MLC contract, section 1.2)."""
+def apply_bitmask(logits: np.ndarray, rows: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """logits f32 [b, V], rows [s]: numbers of masked ones, bits int32 [b, ceil(V / 32)] -> logits with the lowest
+    float32 for every token of a masked row whose bit is 0 (UpdateWithMask of MLC's cpp/serve/logit_processor.cc)."""
     allowed = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :logits.shape[1]].astype(bool)
-    return np.where((masked == 1)[:, None] & ~allowed, f64(np.finfo(np.float32).min), f64(logits))
+    masked = np.isin(np.arange(len(logits)), rows)
+    return np.where(masked[:, None] & ~allowed, f64(np.finfo(np.float32).min), f64(logits))
 
 
 def multinomial(probs: np.ndarray, shares: np.ndarray) -> np.ndarray:

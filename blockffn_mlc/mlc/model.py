@@ -242,7 +242,7 @@ def mlc_spec(hidden: int, vocab: int, *, latent: bool = False) -> dict:
         "apply_logit_bias_inplace": rows | {"pos2seq_id": ints("k"), "token_ids": ints("k"), "logit_bias": floats("k")},
         "apply_penalty_inplace": rows | {"seq_ids": ints("s"), "pos2seq_id": ints("k"), "token_ids": ints("k"),
                                          "token_cnt": ints("k"), "penalties": floats("s", 3)},
-        "apply_bitmask_inplace": rows | {"seq_ids": ints("b"), "bitmask": ints("b", -(-vocab // 32))},
+        "apply_bitmask_inplace": rows | {"seq_ids": ints("s"), "bitmask": ints("b", -(-vocab // 32))},
         CREATE: dict.fromkeys(SIZES, int),
     }
     for what, width in (("probs", vocab), ("hidden_states", hidden)):

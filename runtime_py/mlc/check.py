@@ -203,7 +203,7 @@ class _Walk:
         expected = twins.f64(logits)
         expected[rows, tokens] += bias
         expected = twins.apply_penalty(expected, rows, tokens, counts, penalties)
-        masked = np.array([0, 1, 0], np.int32)
+        masked = np.array([1], np.int32)
         bits = np.full((3, -(-logits.shape[1] // 32)), 0x55555555, np.int32)
         expected = twins.apply_bitmask(expected, masked, bits)
         temperature = np.array([0.7, 1.0, 1e-6], np.float32)

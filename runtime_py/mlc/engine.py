@@ -24,8 +24,7 @@ class EmulatedEngine:
         """``module``: the loaded library. ``folder``: with tensor-cache.json. ``device_type``: DLPack's number."""
         self._module = module
         self._vm = module["vm_load_executable"]()
-        host = (_CPU, 0, _POOLED)
-        self._vm["vm_initialization"](device_type, device_index, _POOLED, *(host if device_type != _CPU else ()))
+        self._vm["vm_initialization"](device_type, device_index, _POOLED, _CPU, 0, _POOLED)
         self._device = tvm_ffi.device(device_type, device_index)
         self.metadata: dict[str, Any] = json.loads(self._vm["_metadata"]())
         _global("vm.builtin.tensor_cache.clear")()

@@ -226,16 +226,17 @@ def apply_penalty(vocab: int) -> tvm.tirx.PrimFunc:
 
 @factory
 def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
-    """Of every row r with masked[r] = 1, the tokens whose bit is 0 get the lowest float32.
+    """Of every row that ``rows`` names, the tokens whose bit is 0 get the lowest float32.
 
-    Parameters: logits f32 [b, vocab]; masked int32 [b]; bits int32 [b, ceil(vocab / 32)].
+    Parameters: logits f32 [b, vocab]; rows int32 [s]; bits int32 [b, ceil(vocab / 32)].
     """
     with kernel(__name__) as k:
-        b = k.rows_var()
+        b, count = k.rows_var(), k.rows_var()
         logits = k.tensor((b, vocab))
-        masked = k.tensor((b,), "int32")
+        rows = k.tensor((count,), "int32")
         bits = k.tensor((b, -(-vocab // _WORD_BITS)), "int32")
-        with T.serial(0, b) as row, when(masked[row] == 1), T.serial(0, vocab) as token:
+        with T.serial(0, count) as i, T.serial(0, vocab) as token:
+            row = T.bind(rows[i])
             bit = T.bitwise_and(T.shift_right(bits[row, token // _WORD_BITS], T.cast(token % _WORD_BITS, "int32")), 1)
             with when(bit == 0):
                 T.buffer_store(logits, T.float32(_MASKED), [row, token])

@@ -188,15 +188,16 @@ def apply_penalty(vocab: int) -> tvm.tirx.PrimFunc:
 
 @factory
 def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
-    """The lowest float32 for a masked row's tokens whose bit is 0; parameters as the CPU kernel's."""
+    """The lowest float32 for a named row's tokens whose bit is 0; parameters as the CPU kernel's."""
     with kernel(__name__) as k:
-        b = k.rows_var()
+        b, count = k.rows_var(), k.rows_var()
         logits = k.tensor((b, vocab))
-        masked = k.tensor((b,), "int32")
+        rows = k.tensor((count,), "int32")
         bits = k.tensor((b, -(-vocab // _WORD_BITS)), "int32")
-        with launch((ceil_div(vocab, LANES), b), (LANES,)) as ((part, row), (lane,)):
+        with launch((ceil_div(vocab, LANES), count), (LANES,)) as ((part, i), (lane,)):
             token = T.bind(part * LANES + lane)
-            with when(T.And(token < vocab, masked[row] == 1)):
+            with when(token < vocab):
+                row = T.bind(rows[i])
                 bit = T.bitwise_and(T.shift_right(bits[row, T.truncdiv(token, _WORD_BITS)],
                                                   T.truncmod(token, _WORD_BITS)), T.int32(1))
                 with when(bit == 0):

@@ -32,7 +32,7 @@ MODEL = AROUND | {
     "softmax_with_temperature": f"f32[b, 1, {V}], f32[b] -> f32[b, 1, {V}]",
     "apply_logit_bias_inplace": f"f32[b, {V}], i32[k], i32[k], f32[k] -> f32[b, {V}]",
     "apply_penalty_inplace": f"f32[b, {V}], i32[s], i32[k], i32[k], i32[k], f32[s, 3] -> f32[b, {V}]",
-    "apply_bitmask_inplace": f"f32[b, {V}], i32[b], i32[b, {-(-V // 32)}] -> f32[b, {V}]"}
+    "apply_bitmask_inplace": f"f32[b, {V}], i32[s], i32[b, {-(-V // 32)}] -> f32[b, {V}]"}
 DRAFT = AROUND | {"fuse_embed_hidden_states": f"{ROWS}, {ROWS}, P -> {ROWS}",
                   "batch_get_logits": f"{ROWS}, P -> f32[n, {V}]"}
 LATENT = {name: words for name, words in MODEL.items()

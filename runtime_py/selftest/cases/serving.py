@@ -83,10 +83,10 @@ def apply_penalty(k: Subject, n: int) -> Iterator[list[Any]]:
 
 
 def apply_bitmask(k: Subject, n: int) -> Iterator[list[Any]]:
-    """logits, masked, bits: every second row is masked."""
-    logits, masked = k.normal(n, k.p.vocab), (np.arange(n) % 2 == 0).astype(np.int32)
+    """logits, rows, bits: half of the rows are masked, in any order."""
+    logits, rows = k.normal(n, k.p.vocab), k.rng.permutation(n)[:-(-n // 2)].astype(np.int32)
     bits = k.rng.integers(-2**31, 2**31, (n, -(-k.p.vocab // 32))).astype(np.int32)
-    yield [_changed(logits, twins.apply_bitmask(logits, masked, bits)), masked, bits]
+    yield [_changed(logits, twins.apply_bitmask(logits, rows, bits)), rows, bits]
 
 
 def whole_vocabulary(k: Subject, n: int) -> Iterator[list[Any]]:
