@@ -1,5 +1,5 @@
-"""The functions for MLC's engine: arguments, results, their order, shapes and types, as its contract says (section
-1.2)."""
+"""The functions for MLC's engine: arguments, results, their order, shapes and types, as its contract says (sections
+1.2 and 1.3)."""
 
 import pytest
 from checkpoints import GQA, MLA
@@ -35,6 +35,15 @@ MODEL = AROUND | {
     "apply_bitmask_inplace": f"f32[b, {V}], i32[s], i32[b, {-(-V // 32)}] -> f32[b, {V}]"}
 DRAFT = AROUND | {"fuse_embed_hidden_states": f"{ROWS}, {ROWS}, P -> {ROWS}",
                   "batch_get_logits": f"{ROWS}, P -> f32[n, {V}]"}
+SAMPLER = {  # on devices where the engine chooses tokens (section 1.3)
+    "multinomial_from_uniform": f"f32[rows, {V}], f32[samples], i32[samples] -> i32[samples]",
+    "argsort_probs": f"f32[rows, {V}] -> f32[rows, {V}], i32[rows, {V}]",
+    "sample_with_top_p": f"f32[rows, {V}], i32[rows, {V}], f32[samples], i32[samples], f32[rows] -> i32[samples]",
+    "sampler_take_probs": f"f32[rows, {V}], i32[rows, {V}], i32[samples], i32[samples], i32[positions] -> "
+                          "f32[samples], f32[positions], i32[positions]",
+    "renormalize_by_top_p": f"f32[rows, {V}], f32[rows], f32[rows, 3] -> f32[rows, {V}]",
+    "sampler_verify_draft_tokens": f"f32[rows, {V}], i32[rows], f32[rows, {V}], i32[rows], i32[rows], f32[rows], "
+                                   f"i32[trees] -> f32[rows, {V}], i32[trees]"}
 LATENT = {name: words for name, words in MODEL.items()
           if not any(part in name for part in ("verify", "last_hidden", "get_logits"))} | {
     "extend": MODEL["prefill"], "batch_extend": MODEL["batch_prefill"]}
@@ -59,7 +68,7 @@ def signature(function):
     return f"{', '.join(arguments)} -> {words(function.ret_ty)}"
 
 
-@pytest.fixture(scope="module", params=[(GQA, "cpu"), (MLA, "android")],
+@pytest.fixture(scope="module", params=[(GQA, "cpu"), (MLA, "vulkan")],
                 ids=lambda param: f"{param[0].attention_type} for {param[1]}")
 def plan(request):
     config, target = request.param
@@ -69,7 +78,8 @@ def plan(request):
 
 @pytest.mark.parametrize("part", ["model", "draft"])
 def test_arity_shapes_and_types(plan, part):
-    graph, expected = (plan.graph, MODEL) if part == "model" else (plan.draft.graph, DRAFT)
+    model = MODEL | (SAMPLER if plan.target.name == "vulkan" else {})
+    graph, expected = (plan.graph, model) if part == "model" else (plan.draft.graph, DRAFT)
     found = graph.relax_functions()
     assert {name: signature(function) for name, function in found.items() if name not in OURS} == expected
     for name, function in found.items():
