@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from blockffn_mlc.errors import UserError
 from schedules import twins
 
+from ..artifact import CHAT_CONFIG
 from ..engine import Engine
 from ..tvm_runtime import model_library
+from ..weights import INDEX
 from .draft_check import DraftWalk
 from .engine import EmulatedEngine
 from .functions import CHAT, FUNCTIONS, SAMPLER, SAMPLING_DEVICES
 from .sampler_check import SamplerWalk
-from .schema import check_metadata
+from .schema import check_chat_config, check_metadata, check_tensor_cache
 from .steps import Step, Wrong, attempt
 
 SEQUENCES, TOKENS = 4, 256
@@ -35,8 +40,9 @@ def check(engine: Engine) -> Iterator[Step]:
         mlc = EmulatedEngine(model_library(artifact.library).module, artifact.path, *engine.device.codes[0])
         return f"{len(mlc.metadata['params'])} weights by name"
 
-    for name, step in (("load", load), ("functions", lambda: _functions(mlc, engine.device.kind)),
-                       ("metadata", lambda: metadata(mlc)), ("create cache", lambda: _create(mlc))):
+    for name, step in (("files", lambda: files(artifact.path)), ("load", load),
+                       ("functions", lambda: _functions(mlc, engine.device.kind)), ("metadata", lambda: metadata(mlc)),
+                       ("create cache", lambda: _create(mlc))):
         result = attempt(name, step)
         yield result
         if not result.ok:
@@ -45,7 +51,7 @@ def check(engine: Engine) -> Iterator[Step]:
     for name, step in walk.steps():
         yield attempt(name, step)
     if "mlc_draft" in artifact.chat_config["blockffn"]:
-        yield from walk.draft().steps(metadata, _create)
+        yield from walk.draft().steps(files, metadata, _create)
 
 
 def presence(has: Callable[[str], bool], device: str) -> dict[str, str]:
@@ -63,14 +69,26 @@ def _functions(mlc: EmulatedEngine, device: str) -> str:
     return f"{list(found.values()).count('present')} of {len(found)}, the others are optional"
 
 
+def files(folder: Path) -> str:
+    """What the engine reads of a model's folder beside the library. Raises Wrong."""
+    config, index = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (CHAT_CONFIG, INDEX))
+    _fits(check_chat_config, config, CHAT_CONFIG)
+    _fits(check_tensor_cache, index, INDEX)
+    return f"configuration, {sum(len(shard['records']) for shard in index['records'])} tensors"
+
+
 def metadata(mlc: EmulatedEngine) -> str:
     """What the engine reads of a library before it uses it. Raises Wrong."""
     found = mlc.metadata
+    _fits(check_metadata, found, "_metadata")
+    return f"{found['model_type']}, {found['quantization']}, batches of {found['max_batch_size']}"
+
+
+def _fits(check_fields: Callable[[Any, str], None], raw: Any, where: str) -> None:
     try:
-        check_metadata(found)
+        check_fields(raw, where)
     except UserError as error:
         raise Wrong(f"{error}; rebuild with --mlc") from None
-    return f"{found['model_type']}, {found['quantization']}, batches of {found['max_batch_size']}"
 
 
 def _create(mlc: EmulatedEngine) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -28,13 +29,15 @@ class DraftWalk:
         self._engine, self._mlc, self._close = engine, mlc, close
         self._prompt, self._other, self._text, self._gaps, self._tied = prompt, other, text, gaps, tied
         self._draft: EmulatedEngine | None = None
+        self._described = engine.artifact.chat_config["blockffn"]["mlc_draft"]
+        self._folder = engine.artifact.path / self._described["folder"]
 
-    def steps(self, metadata: Callable[[EmulatedEngine], str], create: Callable[[EmulatedEngine], str],
-              ) -> Iterator[Step]:
-        """In order; none behind one without which they are impossible. ``metadata`` and ``create``: the steps for any
-        model."""
-        for name, step in (("load draft", self._load), ("draft functions", self._functions),
-                           ("draft metadata", lambda: metadata(self._draft)),
+    def steps(self, files: Callable[[Path], str], metadata: Callable[[EmulatedEngine], str],
+              create: Callable[[EmulatedEngine], str]) -> Iterator[Step]:
+        """In order; none behind one without which they are impossible. ``files``, ``metadata`` and ``create``: the
+        steps for any model."""
+        for name, step in (("draft files", lambda: files(self._folder)), ("load draft", self._load),
+                           ("draft functions", self._functions), ("draft metadata", lambda: metadata(self._draft)),
                            ("draft cache", lambda: create(self._draft))):
             result = attempt(name, step)
             yield result
@@ -45,10 +48,8 @@ class DraftWalk:
         yield attempt("speculate", self._speculate)
 
     def _load(self) -> str:
-        artifact, files = self._engine.artifact, self._engine.artifact.chat_config["blockffn"]["mlc_draft"]
-        self._library = model_library(artifact.path / files["library"])
-        self._draft = EmulatedEngine(self._library.module, artifact.path / files["folder"],
-                                     *self._engine.device.codes[0])
+        self._library = model_library(self._engine.artifact.path / self._described["library"])
+        self._draft = EmulatedEngine(self._library.module, self._folder, *self._engine.device.codes[0])
         return f"{len(self._draft.metadata['params'])} weights by name"
 
     def _functions(self) -> str:

@@ -96,7 +96,7 @@ def check_chat_config(raw: Any, where: str) -> None:
                         f"{raw['context_window_size']}, found {raw['prefill_chunk_size']}")
 
 
-def check_metadata(raw: Any, where: str = "_metadata") -> None:
+def check_metadata(raw: Any, where: str) -> None:
     """What a library's ``_metadata()`` says. Raises UserError, as ``check_chat_config``."""
     _check(raw, METADATA, where)
     for param in raw["params"]:

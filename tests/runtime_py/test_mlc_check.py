@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,10 @@ from targets import TARGETS, find_target
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
-STEPS = ["load", "functions", "metadata", "create cache", "prefill", "decode", "go back", "second turn",
+STEPS = ["files", "load", "functions", "metadata", "create cache", "prefill", "decode", "go back", "second turn",
          "two sequences", "fork", "verify a chain", "verify a tree", "hidden states", "sampler path", "scatter, gather"]
-DRAFT_STEPS = ["load draft", "draft functions", "draft metadata", "draft cache", "draft states", "draft in batches",
-               "speculate"]
+DRAFT_STEPS = ["draft files", "load draft", "draft functions", "draft metadata", "draft cache", "draft states",
+               "draft in batches", "speculate"]
 MODELS = {"gqa": ("gqa_block_linear", "q0f32"), "mla": ("mla_block", "q4f16_1")}
 DRAFTS = {"gqa": GOLDEN / "eagle_gqa", "mla": "none"}
 PROMPT = [1, 5, 9, 33, 7, 100]
@@ -87,6 +90,24 @@ def test_an_artifact_without_the_functions(tmp_path, capsys):
     assert "rebuild with --mlc" in captured.err
 
 
+@pytest.mark.parametrize(("file", "path", "value", "message"), [
+    ("mlc-chat-config.json", ["conv_template", "seps"], None, "field 'conv_template.seps': MLC's engine expects"),
+    ("mlc-chat-config.json", ["sliding_window_size"], 4096, "field 'sliding_window_size': MLC's engine expects -1"),
+    ("tensor-cache.json", ["metadata", "ParamSize"], "many", "field 'metadata.ParamSize': MLC's engine expects a"),
+    ("draft/mlc-chat-config.json", ["vocab_size"], 0, "field 'vocab_size': MLC's engine expects a positive integer")])
+def test_files_that_the_engine_could_not_read(artifacts, tmp_path, capsys, file, path, value, message):
+    shutil.copytree(artifacts["gqa"], tmp_path / "changed", copy_function=os.link)
+    changed = json.loads((tmp_path / "changed" / file).read_text())
+    *parents, name = path
+    reduce(getitem, parents, changed)[name] = value
+    (tmp_path / "changed" / file).unlink()
+    (tmp_path / "changed" / file).write_text(json.dumps(changed))
+    assert main(["mlc-check", str(tmp_path / "changed")]) == 1
+    captured = capsys.readouterr()
+    assert f"MLC's engine could not run it: {'draft ' * file.startswith('draft')}files: " in captured.err
+    assert f"{file.removeprefix('draft/')}: {message}" in captured.err and "rebuild with --mlc" in captured.err
+
+
 @pytest.mark.parametrize(("field", "value", "message"), [
     ("max_batch_size", None, "_metadata: field 'max_batch_size': MLC's engine expects a positive integer, found None"),
     ("params", {}, "field 'params'"), ("tensor_parallel_shards", 2, "expects 1, found 2"),
@@ -131,7 +152,8 @@ def test_a_step_that_goes_wrong_is_found(engine, monkeypatch, method, step):
 
 
 @pytest.mark.parametrize(("changed", "step", "message"), [
-    ({"mlc_draft": {"folder": "elsewhere", "library": "draft/none.so"}}, "load draft", "fails: "),
+    ({"mlc_draft": {"folder": "elsewhere", "library": "draft/none.so"}}, "draft files", "fails: "),
+    ({"mlc_draft": {"folder": "draft", "library": "draft/none.so"}}, "load draft", "fails: "),
     ({"mlc_draft": {"folder": ".", "library": "lib/blockffn-q0f32-cpu.so"}}, "draft functions",
      "missing: fuse_embed_hidden_states")])
 def test_a_draft_that_the_engine_could_not_use(engine, monkeypatch, changed, step, message):
