@@ -96,7 +96,7 @@ def _readme(plan: Plan, folder: Path, config: dict[str, Any]) -> str:
     (model,) = config["model_list"]
     device, driver = config["device"], str(plan.target.tvm_target.kind)
     values = {"package": folder.name, "model_id": model["model_id"], "model_lib": model["model_lib"],
-              "draft": "" if plan.draft is None else _DRAFT.format(
+              "draft": _NO_DRAFT if plan.draft is None else _DRAFT.format(
                   id=f"{model['model_id']}-{DRAFT}", lib=plan.draft.prefix.removesuffix("_")),
               "library": config["model_lib_path_for_prepare_libs"][model["model_lib"]],
               "target": plan.target.name, "quantization": plan.build.quantization.name,
@@ -109,6 +109,10 @@ def _readme(plan: Plan, folder: Path, config: dict[str, Any]) -> str:
 _DRAFT = """
 The model's draft, for that, is `{id}/`; its library, `{lib}`, is linked into the app too. Its weights must be brought
 to the phone beside the model's: MODEL is where they are there, MODEL_LIB `system://{lib}`.
+"""
+_NO_DRAFT = """
+This package has no draft model for that; `build.py --draft` makes one, with a cache of MLC's MHA kind: one of its MLA
+kind cannot verify drafts.
 """
 _DRIVERS = {("android", "vulkan"): """
 **This library needs Vulkan, which stock MLC Chat for Android does not have**: `android/mlc4j` is built with OpenCL

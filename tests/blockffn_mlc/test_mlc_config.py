@@ -6,7 +6,7 @@ import re
 
 import pytest
 from building import build
-from checkpoints import GQA, write_random_checkpoint, write_random_draft
+from checkpoints import GQA, MLA, write_random_checkpoint, write_random_draft
 
 from blockffn_mlc import builder, shards
 from blockffn_mlc.builder import make_plan
@@ -165,6 +165,20 @@ def test_parameters_are_those_of_the_tensor_cache(plan, written, of):
     stored = {tensor["name"]: tensor for shard in index["records"] for tensor in shard["records"]}
     assert {param["name"]: (param["dtype"], param["shape"]) for param in described["params"]} == {
         name: (tensor["dtype"], tensor["shape"]) for name, tensor in stored.items()}
+
+
+def test_metadata_tells_of_the_cache(plan):
+    """What MLC's engine estimates memory with; latent attention has one head of keys, latent | rotated key."""
+    latent = make_plan(MLA, find_target("cpu"), "q4f16_1", mlc=True)
+    names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    for part, sizes in (
+            (plan, (GQA.num_hidden_layers, GQA.num_attention_heads, GQA.num_key_value_heads, GQA.head_dim)),
+            (plan.draft, (1, 4, 2, 16)),
+            (latent, (MLA.num_hidden_layers, MLA.num_attention_heads, 1, MLA.kv_lora_rank + MLA.qk_rope_head_dim))):
+        found = described(part.graph)
+        assert found["kv_cache"] == dict(zip(names, sizes, strict=True))
+        assert (found["context_window_size"], found["prefill_chunk_size"]) == (
+            part.build.context_window, part.build.prefill_chunk)
 
 
 def test_the_default_prefix_is_a_valid_name_for_mlc(plan):

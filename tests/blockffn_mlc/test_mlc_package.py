@@ -90,14 +90,14 @@ def test_a_draft_is_packaged_beside_its_model(grouped, phone, tmp_path):
     assert {path.name for path in draft.iterdir()} == {
         "mlc-chat-config.json", "tensor-cache.json", *(record["dataPath"] for record in records)}
     text = (package / "README.md").read_text()
-    assert "`chat-draft/`" in text and "system://tiny_model_draft" in text
+    assert "`chat-draft/`" in text and "system://tiny_model_draft" in text and "no draft model" not in text
 
 
 def test_its_readme_names_every_step(grouped, phone, tmp_path):
     build("--model", grouped, "--package", "-o", tmp_path / "chat")
     text = (tmp_path / "chat-package" / "README.md").read_text()
     words = ["mlc_llm package --output $MLC_LLM_SOURCE_DIR/", "blockffn_model_q0f16", "Plain chat", "interactive",
-             "Speculative decoding needs a change of the app", "nobody has reported"]
+             "Speculative decoding needs a change of the app", "no draft model", "nobody has reported"]
     words += {"android": ["bundle_weight.py", "ANDROID_NDK", "TVM_SOURCE_DIR"], "iphone": ["Xcode"]}[phone]
     for word in words:
         assert word in text, word
