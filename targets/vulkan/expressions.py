@@ -38,6 +38,7 @@ class Expressions:
         if dtype in ("int32", "int64") and lanes == 1:
             bound = self._names.analyzer.const_int_bound(value)
             self._names.bound(var, bound.min_value, bound.max_value)
+        self._narrowing.note(var, value)
         self._names.set(var, [self._names.hoist(text, dtype, var.name) for text in self.lanes(value)])
 
     def scalar(self, expr: Any) -> str:
@@ -196,6 +197,7 @@ class Expressions:
 
     def _visit_Let(self, expr: Any) -> list[str]:
         if self._names.repeats or self._names.guards and reads_memory(expr.value):
+            self._narrowing.note(expr.var, expr.value)
             self._names.set(expr.var, self.lanes(expr.value))
         else:
             self.bind(expr.var, expr.value)

@@ -3,14 +3,15 @@
 64-bit integers are a feature that many phones' GPUs lack, and slow elsewhere. An expression is narrowed when all it is
 made of are sizes (scalar arguments), indices of groups, items and loops, and constants: these count elements of
 buffers, of which a target's largest has fewer than 2^31. Sums and products are then right whatever overflows between,
-as 32-bit integers wrap; for the rest we rely on the same bound. What is read from memory, and what provably exceeds 32
-bits, is computed in 64.
+as 32-bit integers wrap; for the rest we rely on the same bound. What is made of what is read from memory, and what
+provably exceeds 32 bits, is computed in 64, unless it is the number of an element.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import tvm_ffi
 from tvm import ir, tirx
 from tvm.sym.analyzer import Analyzer
 
@@ -27,6 +28,12 @@ class Narrowing:
     def __init__(self, analyzer: Analyzer) -> None:
         self._analyzer = analyzer
         self._narrow: dict[Any, Any] = {}
+        self._data: set[Any] = set()  # variables that depend on what is read from memory
+
+    def note(self, var: Any, value: Any) -> None:
+        """Remember whether a variable's value depends on what is read from memory."""
+        if self._is_data(value):
+            self._data.add(var)
 
     def declare(self, var: Any) -> Any:
         """Hold an int64 variable in 32 bits from now on: the variable that does."""
@@ -45,7 +52,7 @@ class Narrowing:
         if isinstance(expr, ir.Var):
             return expr in self._narrow
         if isinstance(expr, tirx.Cast):
-            return dtype_of(expr.value) == "int32" and not reads_memory(expr.value)
+            return dtype_of(expr.value) == "int32" and not self._is_data(expr.value)
         if isinstance(expr, tirx.Select):
             return self.is_index(expr.true_value) and self.is_index(expr.false_value)
         return isinstance(expr, _BINARY) and self.is_index(expr.a) and self.is_index(expr.b) and self._fits(expr)
@@ -71,6 +78,11 @@ class Narrowing:
         if isinstance(expr, tirx.Select):
             return tirx.Select(expr.condition, self.index(expr.true_value), self.index(expr.false_value))
         return tirx.Cast(narrow, expr)
+
+    def _is_data(self, expr: Any) -> bool:
+        used: list[Any] = []
+        tvm_ffi.structural_walk(expr, (ir.Var, used.append))
+        return reads_memory(expr) or not self._data.isdisjoint(used)
 
     def _fits(self, expr: Any) -> bool:
         bound = self._analyzer.const_int_bound(expr)

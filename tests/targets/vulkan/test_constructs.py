@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from tvm import tirx
 from tvm.tirx import Select, all, any, const, if_then_else, max, min, reinterpret
-from vulkan_harness import SIZE, Case, compare
+from tvm_ffi import structural_map
+from vulkan_harness import SIZE, Case, compare, elementwise, library, on_device
+
+from targets.vulkan import module
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32")
 FLOATS = ("float32", "float16")
@@ -110,3 +113,18 @@ def numbers(name, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_constructs(dtype, tmp_path):
     assert not compare({dtype: [case for case in cases() if case.dtype == dtype]}, tmp_path, numbers)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+def test_floor_division_that_tvm_leaves_to_us(dtype, tmp_path, monkeypatch):
+    """It makes truncated division of what kernels ask for, yet what we simplify ourselves may bring floor division."""
+    generate, floors = module.generate, ((tirx.Div, lambda expr: tirx.FloorDiv(expr.a, expr.b)),
+                                         (tirx.Mod, lambda expr: tirx.FloorMod(expr.a, expr.b)))
+    monkeypatch.setattr(module, "generate", lambda name, func: generate(
+        name, func.with_body(structural_map(func.body, floors))))
+    cases = [Case(name, dtype, lambda a, b, i, function=function: function(a(i), b(i)), dtype, lanes=16)
+             for name, function in (("quotient", tirx.truncdiv), ("remainder", tirx.truncmod))]
+    kernels = library({dtype: elementwise(cases, on_device=True)}, tmp_path)
+    a, b = (numbers(name, dtype) for name in "ab")
+    found = on_device(kernels[dtype], [a, b, np.zeros((2, SIZE), dtype)])[2]
+    np.testing.assert_array_equal(found, [a // b, a % b])

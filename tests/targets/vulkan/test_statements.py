@@ -90,12 +90,24 @@ def extent_that_changes():
     return k.func
 
 
-def shift_in_place(lanes):
-    """x[i] = x[i + 1] in vectors, one work-item: what lanes read is what was there before."""
+def reversed_in_place(lanes):
+    """x = x reversed, in one vector: what lanes read is what was there before."""
     with kernel(__name__, "int32") as k:
-        x = k.tensor((lanes + 1,))
+        x = k.tensor((lanes,))
         with launch((1,), (1,)), T.vectorized(0, lanes) as lane:
-            T.buffer_store(x, x[lane + 1], [lane])
+            T.buffer_store(x, x[lanes - 1 - lane], [lane])
+    return k.func
+
+
+def far_values():
+    """y[i] = x[i] + x[63 - i] > 0, z[i] = x[i] n > 2^30, in int64, of what is read as int32 and given a name."""
+    with kernel(__name__, "int64") as k:
+        n = k.rows_var()
+        x, y, z = k.tensor((n,), "int32"), k.tensor((n,), "bool"), k.tensor((n,), "bool")
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            one, other = (T.cast(T.bind(x[i]), "int64") for i in (item, ITEMS - 1 - item))
+            T.buffer_store(y, one + other > T.int64(0), [item])
+            T.buffer_store(z, one * n > T.int64(2**30), [item])
     return k.func
 
 
@@ -108,13 +120,13 @@ GUARDS = {
 }
 
 
-def guarded_vectors(guard):
-    """y[i] = x[i] + guard(y[i]), in vectors of 4."""
+def guarded_vectors(guard, written=True):
+    """y[i] = x[i] + guard(y[i]), in vectors of 4; guard(x[i]) unless ``written`` is what is guarded."""
     with kernel(__name__, "int32") as k:
         x, y = k.tensor((4 * ITEMS,)), k.tensor((4 * ITEMS,))
         with launch((1,), (ITEMS,)) as (_, (item,)):
             at = T.ramp(item * 4, 1, 4)
-            T.buffer_store(y, x[at] + GUARDS[guard](y[at], item), [at])
+            T.buffer_store(y, x[at] + GUARDS[guard](y[at], item) if written else GUARDS[guard](x[at], item), [at])
     return k.func
 
 
@@ -167,13 +179,13 @@ KERNELS = {
     "histogram": histogram, "extent": extent_that_changes,
     **{f"reversed_{dtype}": lambda dtype=dtype: reversed_in_memory(dtype)
        for dtype in ("float32", "float16", "bool", "int8", "uint16", "int64")},
-    **{f"shift_{lanes}": lambda lanes=lanes: shift_in_place(lanes) for lanes in (2, 3, 4, 8)},
+    **{f"reversed_{lanes}": lambda lanes=lanes: reversed_in_place(lanes) for lanes in (2, 3, 4, 8)},
     **{f"vectors_{offset}_{dtype}": lambda offset=offset, dtype=dtype: vectors(offset, dtype)
        for offset in (0, 1, 2, 4) for dtype in ("float32", "float16", "int8")},
     **{f"bits_{target}": lambda target=target: bits_of_words(target, 32 // np.dtype(target).itemsize // 8)
        for target in ("uint8", "int8", "uint16", "float16")},
     **{f"guarded_{guard}": lambda guard=guard: guarded_vectors(guard) for guard in GUARDS},
-    "vectors_while": vectors_while, "private_vectors": private_vectors,
+    "vectors_while": vectors_while, "private_vectors": private_vectors, "far_values": far_values,
 }
 
 
@@ -229,9 +241,9 @@ def test_threadgroup_memory_of_all_types(dtype, kernels, rng):
 
 @pytest.mark.parametrize("lanes", [2, 3, 4, 8])
 def test_a_vector_is_read_before_it_is_written(lanes, kernels):
-    x = np.arange(lanes + 1, dtype="float32")
-    (found,) = on_device(kernels[f"shift_{lanes}"], [x])
-    np.testing.assert_array_equal(found, [*x[1:], x[-1]])
+    x = np.arange(lanes, dtype="float32")
+    (found,) = on_device(kernels[f"reversed_{lanes}"], [x])
+    np.testing.assert_array_equal(found, x[::-1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
@@ -249,6 +261,13 @@ def test_loads_are_as_wide_as_addresses_allow(offset, loads):
     declared = re.findall(r"binding = \d\) (readonly)?.*{ (\w+) ", shader.source)
     assert {element for read_only, element in declared if read_only} == loads
     assert [element for read_only, element in declared if not read_only] == ["vec4"]
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_what_need_not_be_evaluated_is_not_loaded_in_advance(guard):
+    """A wide load would be a statement before."""
+    (shader,) = shaders_of({"k": guarded_vectors(guard, written=False)})
+    assert re.findall(r"readonly.*{ (\w+) ", shader.source) == ["float"]
 
 
 def bindings(func):
@@ -291,3 +310,12 @@ def test_private_vectors(kernels, rng):
 def test_indices_in_64_bits_are_computed_in_32():
     (shader,) = shaders_of({"k": group_sums("int64")})
     assert set(shader.arguments) == {"handle", "int32"} and "int64_t" not in shader.source
+
+
+def test_what_is_read_may_exceed_32_bits(kernels, rng):
+    """Other than sizes and indices."""
+    x = rng.integers(-2**31, 2**31, ITEMS).astype("int32")
+    wide, wider = x.astype("int64") + x[::-1], x.astype("int64") * ITEMS
+    assert (np.abs(wide) >= 2**31).any()
+    found = on_device(kernels["far_values"], [x, *np.zeros((2, ITEMS), "bool")])[1:]
+    np.testing.assert_array_equal(found, [wide > 0, wider > 2**30])
