@@ -37,14 +37,15 @@ def two(tmp_path):
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_discrete_gpus_come_before_processors(said, backwards):
+@pytest.mark.parametrize(("family", "kind"), [("NAVI21", "discrete GPU"), ("RAVEN", "integrated GPU")])
+def test_gpus_come_before_processors(said, family, kind, backwards):
     """Mesa's driver for AMD shows a GPU that is not there when it is told to. The loader sorts devices as well, hence
     also backwards."""
-    gpu = {"RADV_FORCE_FAMILY": "NAVI21", **only(driver("lvp"), driver("radeon"))}
+    gpu = {"RADV_FORCE_FAMILY": family, **only(driver("lvp"), driver("radeon"))}
     listed = said(LIST, **gpu, **({"BACKWARDS": "1"} if backwards else {}))
     if len(listed) < 2:
         pytest.skip("this machine lacks a driver that shows a GPU that is not there")
-    assert listed == ["vulkan:0|discrete GPU|None", "vulkan:1|CPU|None"]
+    assert listed == [f"vulkan:0|{kind}|None", "vulkan:1|CPU|None"]
 
 
 def test_devices_are_told_apart_by_number_and_copied_between(said, two):
