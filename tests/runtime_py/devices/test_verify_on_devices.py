@@ -25,6 +25,7 @@ ARTIFACTS = {  # the device, what is built for it, and kernels among others; the
     "GQA-q0f32-opencl": (opencl_device, GQA, "q0f32", GQA_KERNELS),
     "GQA-q0f32-vulkan": (vulkan_device, GQA, "q0f32", GQA_KERNELS),
     "GQA-q0f16-vulkan": (vulkan_device, GQA, "q0f16", GQA_KERNELS),
+    "GQA-q4f32_1-vulkan": (vulkan_device, GQA, "q4f32_1", GQA_KERNELS),
     "MLA-q4f16_1-vulkan": (vulkan_device, MLA, "q4f16_1", MLA_KERNELS),
     "MLA-q4f32_1-opencl": (opencl_device, MLA, "q4f32_1", MLA_KERNELS),
     "demo-q4f16_1-opencl": (partial(opencl_device, half=True), DEMO, "q4f16_1", MLA_KERNELS | GQA_KERNELS),
