@@ -13,6 +13,8 @@ import numpy as np
 
 from .devices import Device
 
+_SETTINGS = 5  # numbers before those of the nodes, three for each
+
 
 class AcceptKernel:
     """Calls the kernel (schedules/cpu/accept.py) on logits in the processor's memory. One call at a time: its inputs
@@ -30,7 +32,7 @@ class AcceptKernel:
         """Logits float32 [n, V] of a tree's nodes (or [V] of one), int32 tokens that count as seen, and 5 + 3 n numbers
         -> 2 n: the nodes that are accepted, filled up with -1, then the token drawn at each; -1 where the largest logit
         is not finite."""
-        n = len(asked) // 3 - 1
+        n = (len(asked) - _SETTINGS) // 3
         if text:
             if len(text) > len(self._text):
                 self._keep_text(2 * len(text))
@@ -49,8 +51,9 @@ class AcceptKernel:
         return accepted.tolist()
 
     def _keep(self, n: int) -> tuple[Callable[..., None], list[Any], memoryview]:
-        asked, accepted = self._device.inputs(((5 + 3 * n,),), "float64"), self._device.inputs(((2, n),))
-        write = partial(Struct(f"{5 + 3 * n}d").pack_into, memoryview(asked.arrays[0]), 0)
+        numbers = _SETTINGS + 3 * n
+        asked, accepted = self._device.inputs(((numbers,),), "float64"), self._device.inputs(((2, n),))
+        write = partial(Struct(f"{numbers}d").pack_into, memoryview(asked.arrays[0]), 0)
         self._kept[n] = write, asked.tensors + accepted.tensors, memoryview(accepted.arrays[0].reshape(-1))
         return self._kept[n]
 

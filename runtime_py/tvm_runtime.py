@@ -40,8 +40,8 @@ class ModelLibrary:
 
 
 def model_library(path: Path) -> ModelLibrary:
-    """The library at ``path``, loaded once for all who use it at a time: its compiled code remembers the kernels of the
-    module that was loaded first, wherever the system maps the file only once, and these must not go before it does.
+    """The library at ``path``, loaded once for all who use it at a time: the system maps the file only once, and its
+    compiled code remembers the kernels of one of the modules, which then must not go before the others.
     Raises what TVM raises for a file that is no library of its."""
     status = path.stat()
     identity = status.st_dev, status.st_ino
