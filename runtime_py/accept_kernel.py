@@ -18,8 +18,8 @@ _SETTINGS = 5  # numbers before those of the nodes, three for each
 
 class AcceptKernel:
     """Calls the kernel (schedules/cpu/accept.py) on logits in the processor's memory. One call at a time: its inputs
-    are kept and written again. ``seconds``: what the kernel itself took so far. ``known``: an array, and the tensor of
-    the same memory: making one of an array takes longer than the draw."""
+    are kept and written again. ``seconds``: what the kernel itself took so far. ``known``: the logits of the last pass,
+    and the tensor of the same memory: making one of an array takes longer than the draw."""
 
     def __init__(self, kernel: Any, device: Device) -> None:
         self._kernel, self._device = kernel, device
@@ -40,8 +40,7 @@ class AcceptKernel:
         write, tensors, accepted = self._kept.get(n) or self._keep(n)
         write(*asked)
         known, tensor = self.known
-        if not (logits is known or
-                logits.base is known and logits.size == known.size and logits.flags.c_contiguous):
+        if logits is not known:
             copy = self._device.inputs(((n, logits.size // n),), "float32")  # aligned as kernels expect
             copy.arrays[0][...] = logits
             tensor = copy.tensors[0]

@@ -134,7 +134,7 @@ class Library:
         ids[0], positions[0], visible[0] = token, past, past + 1
         self._step.send()
         result = self._call(self._forwards[dense], *self._step.tensors, self._ffi.Shape((past,)), caches, self._params)
-        return self._logits(self._item(result, 0))[0], self._hidden(result)
+        return self._logits(self._item(result, 0), 0), self._hidden(result)
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
@@ -157,8 +157,10 @@ class Library:
         tokens, log_probs, logits, hidden = result
         return Drafted(*map(self._device.host, (tokens, log_probs)), self._logits(logits), self._device.host(hidden))
 
-    def _logits(self, tensor: Any) -> np.ndarray | Logits:
+    def _logits(self, tensor: Any, row: int | None = None) -> np.ndarray | Logits | Row:
         logits = self._device.logits(tensor, self._argmax)
+        if row is not None:
+            logits = logits[row]
         if self.accept:
             self.accept.known = logits, tensor
         return logits

@@ -75,11 +75,13 @@ def distribution(logits: np.ndarray, sampling: Sampling, history: Iterable[int] 
 
 
 class Sampler:
-    """Draws tokens under one Sampling; keeps the random state. ``kernel``: takes over where logits are arrays."""
+    """Draws tokens under one Sampling; keeps the random state. ``kernel``: takes over where a session has one; all
+    logits are arrays then."""
 
     def __init__(self, sampling: Sampling, kernel: AcceptKernel | None = None) -> None:
         self.sampling = sampling
         self._penalises = sampling.repetition_penalty != 1
+        self._greedy = sampling.greedy
         self._takes_largest = sampling.greedy and not self._penalises
         self._kernel = kernel
         inverse = 0.0 if sampling.greedy else 1 / max(sampling.temperature, _COLDEST_KERNEL)
@@ -91,12 +93,12 @@ class Sampler:
 
     def __call__(self, logits: np.ndarray | Row, history: Iterable[int] = ()) -> int:
         """The next token for logits float32 [V]: one uniform number, looked up in the cumulative distribution."""
+        if self._kernel and not self._takes_largest:
+            return self._draw(logits, history)
         if isinstance(logits, Row):
             if self._takes_largest and logits.most_likely is not None:
                 return logits.most_likely
             logits = np.asarray(logits)
-        elif self._kernel and not self._takes_largest:
-            return self._draw(logits, history)
         if self._takes_largest:
             return _most_likely(logits, self.sampling)
         cumulative = np.cumsum(_weights(logits, self.sampling, history))
@@ -108,11 +110,11 @@ class Sampler:
     def accept(self, tree: Tree, logits: np.ndarray | Logits, history: Sequence[int] = (),
                stop_ids: AbstractSet[int] = _NO_STOP) -> tuple[list[int], list[int]]:
         """``verification.accept`` with this sampler."""
-        if self._kernel is None or isinstance(logits, Logits):
+        if self._kernel is None:
             return accept(tree, logits, self, history, stop_ids)
         n, seen = len(tree.tokens), self._seen(history) if self._penalises else _NOTHING
-        uniforms = _ZEROS[:n] if self._takes_largest else self._uniforms_ahead(n)
-        found = self._kernel(logits, seen, *self._settings, len(seen), *tree.parents, *tree.tokens, *uniforms)
+        found = self._kernel(logits, seen, *self._settings, len(seen), *tree.parents, *tree.tokens,
+                             *self._uniforms_ahead(n))
         path = found[:found.index(-1, 0, n)] if found[n - 1] < 0 else found[:n]
         drawn = found[n:n + len(path)]
         if not stop_ids.isdisjoint(drawn):
@@ -120,8 +122,7 @@ class Sampler:
             path, drawn = path[:end], drawn[:end]
         if drawn[-1] < 0:
             self._refuse(logits[path[-1]], [*seen, *tree.tokens[:1], *drawn])
-        if not self._takes_largest:
-            self._used += len(drawn)
+        self._used += len(drawn)
         return path, drawn
 
     def _draw(self, logits: np.ndarray, history: Iterable[int]) -> int:
@@ -145,7 +146,10 @@ class Sampler:
         raise AssertionError("the kernel found logits not finite that numpy finds finite")
 
     def _uniforms_ahead(self, count: int) -> list[float]:
-        """The next numbers from 0 up to 1, of which ``_used`` counts those that were used."""
+        """The next numbers from 0 up to 1, of which ``_used`` counts those that were used; greedy choices have no use
+        for them."""
+        if self._greedy:
+            return _ZEROS[:count]
         if self._used + count > len(self._uniforms):
             self._uniforms = self._uniforms[self._used:] + self._rng.random(_AHEAD).tolist()
             self._used = 0
