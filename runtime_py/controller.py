@@ -36,22 +36,24 @@ PRIOR, PRIOR_WEIGHT = 0.5, 8  # the latter in trees
 FIRST, PATIENCE, PROBE, GROW = 3, 6, 4, 4
 WAIT, MAX_WAIT = 2, 16
 SHARE = 0.01
-HOPE = 0.9
+HOPE, TEXT = 0.9, 256
 TOP_K = 10
 _FADE = 1 - 1 / MEMORY
 
 
 def default_shapes(costs: CostTable, max_size: int = 64) -> tuple[TreeShape, ...]:
-    """Plain decoding and every shape that would pay if each level were right with probability HOPE: the sizes of the
-    cost table, with the depths it knows, or with all levels where they cost nothing of their own. A shape comes after
-    those inside it."""
+    """Plain decoding and every shape that would pay if each level were right with probability HOPE, so well that over
+    TEXT tokens it saves more than the FIRST drafts cost: the sizes of the cost table, with the depths it knows, or with
+    all levels where they cost nothing of their own. A shape comes after those inside it."""
     shapes = [TreeShape(1, 0, TOP_K)]
+    plain = costs.seconds_for(shapes[0])
     for size in costs.nodes[1:]:
         deepest = min(size - 1, len(costs.draft_seconds) or size - 1)
         for depth in range(1 if costs.draft_seconds else deepest, deepest + 1):
             shape = TreeShape(size, depth, TOP_K)
             tokens = sum(HOPE**level for level in range(depth + 1))
-            if size <= max_size and tokens * costs.seconds_for(shapes[0]) > costs.seconds_for(shape):
+            cost = costs.seconds_for(shape)
+            if size <= max_size and TEXT * (plain - cost / tokens) > FIRST * cost:
                 shapes.append(shape)
     return tuple(shapes)
 
