@@ -139,8 +139,9 @@ class Controller:
         # Passes for which the drafter had a tree to offer, and had none, faded as the gains are.
         self._offers = self._idle = 0.0
         self._missed = 0  # plain passes since a tree was learnt from
-        self._budget = 0.0  # seconds
+        self._budget, self._income = 0.0, SHARE * self._plain  # seconds, and those for every pass
         self._wait = self._next_wait = WAIT
+        self._asking = costs.try_seconds  # what trying again takes beside a plain pass
         self._decide()
 
     def restart(self) -> None:
@@ -149,7 +150,14 @@ class Controller:
 
     def choose(self, levels: int) -> TreeShape:
         """The shape to draft for the next pass, of at most so many levels."""
-        self._asked = (self._speculate() if self._best else self._try_again()).at_most(levels)
+        if self._best:
+            shape = self._speculate()
+        elif self._wait > 0 or self._asking > self._budget:  # as for most of a text that drafts do not suit
+            shape = self._shapes[0]
+        else:
+            candidate = self._shapes[self._candidate]
+            shape = self._grown(candidate, candidate.depth)
+        self._asked = shape.at_most(levels)
         return self._asked
 
     def cut(self, tree: Tree) -> Tree:
@@ -158,11 +166,13 @@ class Controller:
 
     def observe(self, tree: Tree | None, text: Sequence[int]) -> None:
         """A pass verified ``cut(tree)``, if one was drafted, and accepted ``text``: the root and drafts behind it."""
-        self._budget += SHARE * self._plain
-        if self._best == 0:
+        self._budget += self._income
+        if not self._best:
             self._wait -= 1
             self._missed += 1
-        closed = [draft for draft in self._open if not draft.follow(text)] if self._open else []
+            if tree is None and not self._open:
+                return
+        closed = [draft for draft in self._open if not draft.follow(text)]
         if tree is None:
             pass
         elif len(tree) > 1:
@@ -192,12 +202,6 @@ class Controller:
         deeper = min(shape.depth + 1, self._deepest)
         pays = first or (probe and self._extra(deeper) <= self._budget)
         return self._grown(shape, deeper if pays else shape.depth)
-
-    def _try_again(self) -> TreeShape:
-        shape = self._shapes[self._candidate]
-        if self._wait > 0 or self._extra(shape.depth) > self._budget:
-            return self._shapes[0]
-        return self._grown(shape, shape.depth)
 
     def _grown(self, shape: TreeShape, depth: int) -> TreeShape:
         size = min(GROW * shape.size, self._largest)
@@ -254,3 +258,5 @@ class Controller:
         self._best = self._candidate if self._first else fastest(tokens, seconds, *idle)
         if self._best:
             self._wait = self._next_wait = WAIT
+        else:
+            self._asking = self._extra(self._shapes[self._candidate].depth)
