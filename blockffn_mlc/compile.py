@@ -68,7 +68,7 @@ def build_graph(build: Build) -> Graph:
     module, parameters = model.export_tvm(spec=model.export_spec())
     if build.mlc:
         module = mend_creation(module, build)
-    if hasattr(build.kernels, ACCEPT):  # logits in another memory are chosen from by the model's ``argmax``
+    if not build.on_gpu:  # logits in another memory are chosen from by the model's ``argmax``
         module[ACCEPT] = build.kernels.accept(build.tiles, build.config.vocab_size).with_attr("global_symbol", ACCEPT)
     own_caches = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
     return _graph(module, build, parameters, own_caches, tuple(Model.export_spec(model)), {})

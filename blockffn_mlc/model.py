@@ -46,8 +46,9 @@ class Model(nn.Module):
         self.eagle = Eagle(build) if build.draft else None
         self.hidden_norm = build.kernels.rms_norm(build.tiles, c.hidden_size, c.rms_norm_eps,
                                                   build.quantization.model_dtype)
-        largest = getattr(build.kernels, "argmax", None)  # the host looks itself at logits in its memory
-        self.argmax_kernel = largest and largest(build.tiles, c.vocab_size)
+        self.argmax_kernel = None
+        if build.on_gpu:  # elsewhere the host looks at logits itself, with kernel ``accept``
+            self.argmax_kernel = build.kernels.argmax(build.tiles, c.vocab_size)
         self.commit_kernel = build.kernels.commit(build.tiles, *cache_shape(build), build.quantization.cache_dtype)
 
     def forward(self, ids: nn.Tensor, positions: nn.Tensor, visible: nn.Tensor, ancestors: nn.Tensor,
