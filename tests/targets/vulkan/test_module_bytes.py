@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import tvm
 from test_scalars import scalars
-from test_statements import collatz, vectors
+from test_statements import collatz
+from test_vectors import vectors
 from tvm_bytes import Reader, read_functions, read_library
 from vulkan_harness import TARGET, check_spirv, module_of, shaders_of
 
