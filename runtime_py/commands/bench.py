@@ -8,6 +8,7 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
+from ..devices import KINDS
 from ..tvm_runtime import physical_cores
 from .common import list_of, note, positive_int
 
@@ -23,8 +24,8 @@ def add_parser(subparsers: Any) -> None:
         "their range.")
     parser.add_argument("artifact", help="folder written by build.py")
     parser.add_argument("--kernels", action="store_true", help="time the kernels, on the processor")
-    parser.add_argument("--device", metavar="D", help="where to time whole passes: cpu, opencl, vulkan or KIND:N "
-                        "(default: what the artifact was built for)")
+    parser.add_argument("--device", metavar="D", help=f"where to time whole passes: cpu, {', '.join(KINDS)} or "
+                        "KIND:N (default: what the artifact was built for)")
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
     parser.add_argument("--tokens", type=list_of(positive_int), default=(1, 4, 8, 32), metavar="LIST",

@@ -10,6 +10,7 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
+from ..devices import KINDS
 from ..drafters import DRAFTS
 from ..engine import Engine
 from ..files import read_ids, read_text
@@ -22,8 +23,8 @@ def add_command(subparsers: Any, name: str, summary: str, run: Any, details: str
     description = f"{summary[0].upper()}{summary[1:]}. {details}"
     parser = subparsers.add_parser(name, help=summary, description=description)
     parser.add_argument("artifact", help="folder written by build.py")
-    parser.add_argument("--device", metavar="D", help="cpu, opencl, opencl:N, vulkan or vulkan:N, see the devices "
-                        "command (default: what the artifact was built for)")
+    parser.add_argument("--device", metavar="D", help=f"cpu, {', '.join(KINDS)} or KIND:N, see the devices command "
+                        "(default: what the artifact was built for)")
     parser.add_argument("--threads", type=positive_int, metavar="N",
                         help="CPU threads (default: one per physical core)")
     parser.add_argument("--pin", action="store_true", help="bind every thread to a core of its own: steadier on an "

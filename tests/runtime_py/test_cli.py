@@ -43,6 +43,14 @@ def test_wrong_usage_exits_with_2(line, capsys):
     assert caught.value.code == 2 and out == "" and "usage:" in err
 
 
+@pytest.mark.parametrize("command", ["generate", "bench"])
+def test_help_names_every_kind_of_device(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert "cpu, opencl, vulkan, cuda, metal or KIND:N" in help_text
+
+
 def test_bad_input_is_one_sentence_and_exits_with_1(tmp_path):
     result = python("-m", "runtime_py", "generate", str(tmp_path / "none"), "--prompt", "x")
     assert result.returncode == 1 and result.stdout == ""
