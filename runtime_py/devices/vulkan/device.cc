@@ -16,15 +16,25 @@ struct Found {
   std::vector<Device::Skipped> skipped;
 };
 
-// A device that cannot be described is skipped: one broken driver hides no other's.
+// Before any of Vulkan 1.1's functions is called for it. Throws RuntimeError with what it lacks.
+void CheckUsable(VkPhysicalDevice device, const VkPhysicalDeviceProperties& properties) {
+  if (properties.apiVersion < VK_API_VERSION_1_1) {
+    TVM_FFI_THROW(RuntimeError) << "Vulkan: it has version " << VersionText(properties.apiVersion)
+                                << ", 1.1 is needed; a newer driver may have it";
+  }
+  if (ComputeFamily(device) < 0) TVM_FFI_THROW(RuntimeError) << "Vulkan: none of its queues runs kernels";
+}
+
+// A device that cannot be used or described is skipped: one broken driver hides no other's.
 Found* FindDevices() {
   auto found = std::make_unique<Found>();
   for (VkPhysicalDevice device : Instance::Get().PhysicalDevices()) {
+    VkPhysicalDeviceProperties properties;
+    vkGetPhysicalDeviceProperties(device, &properties);
     try {
+      CheckUsable(device, properties);
       found->devices.push_back(std::make_unique<Device>(device));
     } catch (const tvm::ffi::Error& error) {
-      VkPhysicalDeviceProperties properties;
-      vkGetPhysicalDeviceProperties(device, &properties);
       found->skipped.push_back({properties.deviceName, error.message()});
     }
   }
@@ -51,7 +61,8 @@ Device& Device::Get(int index) {
 
 Device::Device(VkPhysicalDevice physical)
     : physical(physical), features(physical), memory_(physical), buffers_([this](std::unique_ptr<Buffer> buffer) {
-        Settle(buffer->last_batch);
+        // Nothing may be destroyed that a batch may still use: better lost than that.
+        if (!stream_->Settle(buffer->last_batch)) buffer.release();
       }) {
   VkPhysicalDeviceMaintenance3Properties sizes{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
   VkPhysicalDeviceDriverProperties driver{VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES};
@@ -116,13 +127,6 @@ VkDevice Device::handle() {
 Stream& Device::stream() {
   Open();
   return *stream_;
-}
-
-void Device::Settle(uint64_t batch) noexcept {
-  try {
-    stream().Wait(batch);
-  } catch (const std::exception&) {  // who waits for results is told
-  }
 }
 
 std::unique_ptr<Buffer> Device::MakeBuffer(size_t bytes, VkBufferUsageFlags usage, MemoryUse use) {

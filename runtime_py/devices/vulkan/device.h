@@ -52,7 +52,7 @@ class Device {
   // Throws when one buffer, or all together, would be larger than the device allows.
   Buffer* Allocate(size_t bytes);
   // Keeps the buffer for the next one of its size. What was recorded before still uses it, which does no harm, since
-  // later commands come later in the stream.
+  // later commands come later in the stream; it is destroyed behind that.
   void Free(void* buffer);
   int64_t memory_in_use();
   int64_t memory_kept();  // of freed buffers
@@ -67,8 +67,6 @@ class Device {
   std::unique_lock<std::mutex> Lock() { return std::unique_lock<std::mutex>(mutex_); }
   Buffer* Find(void* buffer) const;  // null when it is none of this device's
   Stream& stream();
-  // Waits for a batch of commands, whatever becomes of it.
-  void Settle(uint64_t batch) noexcept;
 
  private:
   void Open();

@@ -32,11 +32,6 @@ const char* TypeName(VkPhysicalDeviceType type) {
   }
 }
 
-std::string Version(uint32_t version) {
-  return std::to_string(VK_API_VERSION_MAJOR(version)) + "." + std::to_string(VK_API_VERSION_MINOR(version)) + "." +
-         std::to_string(VK_API_VERSION_PATCH(version));
-}
-
 ffi::Map<ffi::String, ffi::Any> Describe(const Device& device) {
   const VkPhysicalDeviceLimits& limits = device.properties.limits;
   const auto has = [&device](uint32_t capability) { return FindCapability(capability)->in(device.features); };
@@ -44,7 +39,7 @@ ffi::Map<ffi::String, ffi::Any> Describe(const Device& device) {
   return {
       {"name", ffi::String(device.name())},
       {"type", ffi::String(TypeName(device.properties.deviceType))},
-      {"version", ffi::String("Vulkan " + Version(device.properties.apiVersion))},
+      {"version", ffi::String("Vulkan " + VersionText(device.properties.apiVersion))},
       {"driver", ffi::String(device.driver())},
       {"memory_bytes", static_cast<int64_t>(device.total_memory())},
       {"max_allocation_bytes", static_cast<int64_t>(device.largest_buffer())},

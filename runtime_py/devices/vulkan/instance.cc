@@ -63,6 +63,11 @@ int ComputeFamily(VkPhysicalDevice device) {
   return -1;
 }
 
+std::string VersionText(uint32_t version) {
+  return std::to_string(VK_API_VERSION_MAJOR(version)) + "." + std::to_string(VK_API_VERSION_MINOR(version)) + "." +
+         std::to_string(VK_API_VERSION_PATCH(version));
+}
+
 Instance& Instance::Get() {
   static auto* instance = new Instance();  // drivers end with the process
   return *instance;
@@ -114,15 +119,13 @@ std::vector<VkPhysicalDevice> Instance::PhysicalDevices() const {
   std::vector<VkPhysicalDevice> devices;
   if (instance_ == VK_NULL_HANDLE) return devices;
   uint32_t count = 0;
-  if (vkEnumeratePhysicalDevices(instance_, &count, nullptr) != VK_SUCCESS) return devices;  // no driver works here
+  const auto list = [&](VkPhysicalDevice* found) {
+    Check(vkEnumeratePhysicalDevices(instance_, &count, found), "Vulkan: vkEnumeratePhysicalDevices",
+          "; no installed driver works here, vulkaninfo (apt install vulkan-tools) may say why");
+  };
+  list(nullptr);
   devices.resize(count);
-  Check(vkEnumeratePhysicalDevices(instance_, &count, devices.data()), "Vulkan: vkEnumeratePhysicalDevices");
-  devices.erase(std::remove_if(devices.begin(), devices.end(),
-                               [](VkPhysicalDevice device) {
-                                 return PropertiesOf(device).apiVersion < VK_API_VERSION_1_1 ||
-                                        ComputeFamily(device) < 0;
-                               }),
-                devices.end());
+  list(devices.data());
   std::stable_sort(devices.begin(), devices.end(), [](VkPhysicalDevice one, VkPhysicalDevice other) {
     return Rank(PropertiesOf(one).deviceType) < Rank(PropertiesOf(other).deviceType);
   });

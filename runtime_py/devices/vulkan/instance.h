@@ -14,7 +14,7 @@ class Instance {
   // The only one; made at the first call. Throws when validation was asked for and is not installed.
   static Instance& Get();
 
-  // Devices with Vulkan 1.1 and a queue for kernels, discrete GPUs first; empty without a driver.
+  // All devices, discrete GPUs first; empty without a driver. Throws when no driver works.
   std::vector<VkPhysicalDevice> PhysicalDevices() const;
 
   // What the validation layers reported so far, the first 1000; always empty without BLOCKFFN_VULKAN_VALIDATION=1.
@@ -31,5 +31,8 @@ class Instance {
 
 // The queue family that runs kernels; -1 where there is none.
 int ComputeFamily(VkPhysicalDevice device);
+
+// A version of Vulkan as people write it: "1.1.0".
+std::string VersionText(uint32_t version);
 
 }  // namespace blockffn::vulkan

@@ -61,7 +61,7 @@ Kernel::Kernel(const KernelInfo& info, uint32_t flags, std::vector<uint32_t> wor
 Kernel::~Kernel() {
   for (auto& [device, pipeline] : pipelines_) {
     const auto lock = device->Lock();
-    device->Settle(pipeline.last_batch);
+    if (!device->stream().Settle(pipeline.last_batch)) new Pipeline(std::move(pipeline));  // may be in use: better lost
   }
 }
 

@@ -139,6 +139,23 @@ void Stream::Submit() {
 }
 
 void Stream::Wait(uint64_t number) {
+  if (untold_) std::rethrow_exception(std::exchange(untold_, nullptr));
+  Await(number);
+}
+
+bool Stream::Settle(uint64_t number) noexcept {
+  for (int attempt = 0; attempt < 2; ++attempt) {  // behind a batch that is refused, those before may still run
+    try {
+      Await(number);
+      return true;
+    } catch (...) {
+      untold_ = std::current_exception();
+    }
+  }
+  return false;
+}
+
+void Stream::Await(uint64_t number) {
   if (number <= done_) return;
   if (recording_ && number == last_) Submit();
   if (const uint64_t last = LastSubmitted(number); last > done_) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -45,8 +46,12 @@ class Stream {
 
   // Submits what is recorded. Throws RuntimeError with the kernels of the batch when the driver refuses.
   void Submit();
-  // Waits until a batch (a buffer's `last_batch`) is done, and those before. Throws RuntimeError, as Submit.
+  // Waits until a batch (a buffer's `last_batch`) is done, and those before. Throws RuntimeError, as Submit, also with
+  // what Settle could not tell.
   void Wait(uint64_t batch);
+  // Waits for a batch, whatever becomes of it: true when the device certainly does not use it any longer. The next who
+  // waits is told what went wrong.
+  bool Settle(uint64_t batch) noexcept;
   void WaitForAll() { Wait(last_); }
   bool IsDone(uint64_t batch);
   uint64_t last_batch() const { return last_; }
@@ -67,6 +72,7 @@ class Stream {
   Batch& current() { return batches_[last_ % kBatches]; }
   const Batch& current() const { return batches_[last_ % kBatches]; }
   void Begin();
+  void Await(uint64_t number);
   void Barrier(VkPipelineStageFlags before, VkPipelineStageFlags behind, VkAccessFlags access);
   uint64_t LastSubmitted(uint64_t number) const;
   void CheckBatch(VkResult result, const std::string& what, const Batch& batch) const;
@@ -82,6 +88,7 @@ class Stream {
   uint64_t last_ = 0;  // number of the batch that was begun last, counted from 1
   uint64_t done_ = 0;  // of the last batch known to be done
   uint64_t span_ = 1;  // between barriers, counted
+  std::exception_ptr untold_;  // what went wrong where nobody could be told
   bool lost_barriers_ = false;  // with a batch: behind them, nothing is known of what waits for what
 };
 

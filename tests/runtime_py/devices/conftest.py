@@ -16,6 +16,7 @@ BEGIN = f"""
 import os
 import sys
 sys.path[:0] = [{str(HERE)!r}]
+from device_kernels import empty
 from vulkan_kernels import address, counter, load_add
 from runtime_py.devices import find_device
 

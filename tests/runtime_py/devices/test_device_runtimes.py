@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from counters import counter
-from device_kernels import load_add
+from device_kernels import copy, empty, load_add
 from machine import opencl_device, vulkan_device
 from opencl_kernels import address
 
@@ -39,9 +39,8 @@ def test_work_is_done_in_order_whatever_happens_to_the_arrays_meanwhile(device):
         inputs.send()
         for value in (0.5, 0.25):
             add(address(inputs.tensors[0]), value, 1000, 16, 64)
-        copy = device.zeros((1000,), "float32")
-        load_runtime().get_global_func("runtime.TVMTensorCopyFromTo")(inputs.tensors[0], copy)
-        results.append(copy)
+        results.append(empty(device, 1000))
+        copy(inputs.tensors[0], results[-1])
         inputs.arrays[0][:] = np.nan
     for turn, result in enumerate(results):
         np.testing.assert_array_equal(device.host(result), np.full(1000, turn + 0.75, "f4"))
@@ -60,14 +59,20 @@ def test_threads_share_a_kernel(device):
         assert (device.host(tensor) == 500 * (index + 1)).all()
 
 
-def test_buffers_may_be_freed_while_kernels_that_use_them_wait(device):
-    add, total = load_add(device), device.zeros((1 << 16,), "float32")
-    for _ in range(50):
-        passing = device.zeros((1 << 16,), "float32")
-        add(address(passing), 1.0, 1 << 16, 1 << 10, 64)
-        add(address(total), 1.0, 1 << 16, 1 << 10, 64)
+@pytest.mark.parametrize("kept", [True, False])
+def test_buffers_may_be_freed_while_kernels_that_use_them_wait(device, kept):
+    """A freed buffer is kept for the next of its size. Only 256 are: of different sizes, most are destroyed."""
+    add, turns, n = load_add(device), 300, 5000
+    zeros = [device.zeros((n - (0 if kept else turn),), "float32") for turn in range(turns)]
+    copies = [empty(device, *zero.shape) for zero in zeros]
+    for turn, (zero, target) in enumerate(zip(zeros, copies)):
+        passing = empty(device, *zero.shape)
+        copy(zero, passing)
+        add(address(passing), float(turn), *zero.shape, -(-n // 64), 64)
+        copy(passing, target)
         del passing
-    assert (device.host(total) == 50).all()
+    for turn, target in enumerate(copies):
+        assert (device.host(target) == turn).all()
 
 
 def test_an_empty_launch_does_nothing(device):

@@ -1,10 +1,14 @@
 """Several Vulkan devices: their order, copies between them, one that does not work."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[3]
 FOLDERS = ("/etc/vulkan/icd.d", "/usr/share/vulkan/icd.d", "/usr/local/share/vulkan/icd.d")
 LIST = """
 from runtime_py.devices import list_devices
@@ -77,3 +81,17 @@ def test_a_driver_that_fails_for_a_device_hides_no_other(said, two):
                                  FAILING_TIMES="1")
     assert works == "vulkan:0|CPU|None" and values == "[0.0, 0.0]"
     assert re.fullmatch(reason, broken)
+
+
+@pytest.mark.parametrize(("environment", "reason"), [
+    ({"OLD": "1"}, "llvmpipe.*: Vulkan: it has version 1.0.68, 1.1 is needed; a newer driver may have it"),
+    ({"USELESS": "1"}, "llvmpipe.*: Vulkan: none of its queues runs kernels"),
+    ({"FAILING_CALL": "vkEnumeratePhysicalDevices", "FAILING_CODE": "-3"},
+     r"Vulkan: vkEnumeratePhysicalDevices failed: VK_ERROR_INITIALIZATION_FAILED \(-3\); no installed driver works "
+     r"here, vulkaninfo \(apt install vulkan-tools\) may say why")])
+def test_why_there_is_no_device(between, environment, reason):
+    result = subprocess.run([sys.executable, "-m", "runtime_py", "devices"], cwd=ROOT, capture_output=True, text=True,
+                            env=os.environ | only(driver("lvp")) | {"LD_PRELOAD": str(between)} | environment)
+    assert result.returncode == 0, result.stderr
+    assert re.search(f"^vulkan +unavailable: {reason}$", result.stdout, re.M), result.stdout
+    assert "vulkan:0" not in result.stdout

@@ -69,6 +69,32 @@ print(vulkan.host(x)[:2].tolist(), vulkan.host(y)[:2].tolist())""")
     assert behind == "1" and barriers == "[260.0, 260.0] [0.0, 0.0]"
 
 
+@pytest.mark.parametrize(("call", "problem"), [
+    (None, "nothing"), ("vkQueueSubmit", "Vulkan: submitting kernel last failed: VK_ERROR_OUT_OF_HOST_MEMORY (-1)"),
+    ("vkWaitForFences", "Vulkan: waiting for kernel last failed: VK_ERROR_OUT_OF_HOST_MEMORY (-1)")])
+@pytest.mark.parametrize("forget", [
+    "del y\nfor floats in range(100, 400):  # more than are kept\n    empty(vulkan, floats)",
+    'del kernels["last"]'], ids=["buffer", "kernel"])
+def test_nothing_is_destroyed_that_a_batch_may_still_use(said, forget, call, problem):
+    """Not if the batch that is recorded is refused, nor if nobody can tell when one is done; the next who waits is told
+    what happened meanwhile."""
+    lines = said(LAUNCH + f"""
+y, BATCH = vulkan.zeros((8,), "float32"), 128
+os.environ["HOLDING"] = "1"
+for _ in range(BATCH + 1):  # a batch is submitted, another one is recorded
+    kernels["last"](address(y), 1.0, 8, 1, 64)
+fail("{call}", -1)
+{forget}
+fail("", 0)
+ask(vulkan.wait)
+ask(vulkan.wait)
+launch("first")
+print(vulkan.host(x)[:2].tolist())""")
+    first, *others = lines
+    assert first.removeprefix("UserError device vulkan:0: ") == problem
+    assert others == ["nothing", "[4.0, 4.0]"]
+
+
 def test_waiting_behind_every_launch_names_the_kernel(said):
     code = LAUNCH + """
 before = counter("submissions")

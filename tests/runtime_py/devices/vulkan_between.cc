@@ -7,8 +7,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <set>
 #include <sstream>
 #include <string>
+#include <utility>
 
 #define REAL(call) reinterpret_cast<decltype(&call)>(dlsym(RTLD_NEXT, #call))
 
@@ -38,9 +40,22 @@ BETWEEN(vkEnumerateDeviceExtensionProperties,
 
 // BACKWARDS: the devices in the opposite order.
 extern "C" VkResult vkEnumeratePhysicalDevices(VkInstance instance, uint32_t* count, VkPhysicalDevice* devices) {
+  if (const VkResult result = failure("vkEnumeratePhysicalDevices")) return result;
   const VkResult result = REAL(vkEnumeratePhysicalDevices)(instance, count, devices);
   if (devices != nullptr && std::getenv("BACKWARDS") != nullptr) std::reverse(devices, devices + *count);
   return result;
+}
+
+// OLD: devices of Vulkan 1.0; USELESS: devices whose queues run no kernels.
+extern "C" void vkGetPhysicalDeviceProperties(VkPhysicalDevice device, VkPhysicalDeviceProperties* found) {
+  REAL(vkGetPhysicalDeviceProperties)(device, found);
+  if (std::getenv("OLD") != nullptr) found->apiVersion = VK_MAKE_API_VERSION(0, 1, 0, 68);
+}
+extern "C" void vkGetPhysicalDeviceQueueFamilyProperties(VkPhysicalDevice device, uint32_t* count,
+                                                         VkQueueFamilyProperties* found) {
+  REAL(vkGetPhysicalDeviceQueueFamilyProperties)(device, count, found);
+  if (found == nullptr || std::getenv("USELESS") == nullptr) return;
+  for (uint32_t family = 0; family < *count; ++family) found[family].queueFlags = VK_QUEUE_GRAPHICS_BIT;
 }
 
 // With HOLDING set a device does not begin with a batch before somebody waits for it, or for one behind it.
@@ -48,13 +63,16 @@ struct Batch {
   VkQueue queue;
   VkCommandBuffer commands;
   VkFence fence;
+  std::set<const void*> uses;  // buffers and pipelines
 };
 static std::deque<Batch> held;
+static std::set<const void*> recorded;  // what the commands use that were not submitted yet
 
 extern "C" VkResult vkQueueSubmit(VkQueue queue, uint32_t count, const VkSubmitInfo* info, VkFence fence) {
+  const std::set<const void*> uses = std::exchange(recorded, {});
   if (const VkResult result = failure("vkQueueSubmit")) return result;
   if (std::getenv("HOLDING") == nullptr) return REAL(vkQueueSubmit)(queue, count, info, fence);
-  held.push_back({queue, *info->pCommandBuffers, fence});
+  held.push_back({queue, *info->pCommandBuffers, fence, uses});
   return VK_SUCCESS;
 }
 
@@ -70,6 +88,31 @@ extern "C" VkResult vkWaitForFences(VkDevice device, uint32_t count, const VkFen
     if (const VkResult result = REAL(vkQueueSubmit)(batch.queue, 1, &info, batch.fence)) return result;
   }
   return REAL(vkWaitForFences)(device, count, fences, all, limit);
+}
+
+// What is destroyed although a batch that was not waited for uses it is told.
+extern "C" void vkUpdateDescriptorSets(VkDevice device, uint32_t count, const VkWriteDescriptorSet* writes,
+                                       uint32_t copied, const VkCopyDescriptorSet* copies) {
+  for (uint32_t i = 0; i < count; ++i) recorded.insert(writes[i].pBufferInfo->buffer);
+  REAL(vkUpdateDescriptorSets)(device, count, writes, copied, copies);
+}
+extern "C" void vkCmdBindPipeline(VkCommandBuffer commands, VkPipelineBindPoint point, VkPipeline pipeline) {
+  recorded.insert(pipeline);
+  REAL(vkCmdBindPipeline)(commands, point, pipeline);
+}
+static void destroyed(const char* what, const void* object) {
+  bool used = recorded.count(object) > 0;
+  for (const Batch& batch : held) used |= batch.uses.count(object) > 0;
+  if (used) std::printf("a %s is destroyed that is in use\n", what);
+  std::fflush(stdout);
+}
+extern "C" void vkDestroyBuffer(VkDevice device, VkBuffer buffer, const VkAllocationCallbacks* callbacks) {
+  destroyed("buffer", buffer);
+  REAL(vkDestroyBuffer)(device, buffer, callbacks);
+}
+extern "C" void vkDestroyPipeline(VkDevice device, VkPipeline pipeline, const VkAllocationCallbacks* callbacks) {
+  destroyed("pipeline", pipeline);
+  REAL(vkDestroyPipeline)(device, pipeline, callbacks);
 }
 
 // MEMORY_TYPES: the flags of the types of memory that a device shows; MEMORY_ALLOWED: those for buffers, a bit each.
