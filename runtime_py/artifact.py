@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ from blockffn_mlc.errors import UserError
 
 from .files import read_ids
 from .jsonfile import int_list, path_inside, positive, read_json, required
-from .weights import load_weights
+from .weights import INDEX, load_weights
 
 CHAT_CONFIG = "mlc-chat-config.json"
 TOKEN_STREAM = "token_stream.json"
@@ -122,6 +123,14 @@ class Artifact:
             raise UserError(f"{path}: expected token ids from 0 to {vocab - 1}, found "
                             f"{wrong[0] if wrong else 'none'}; rebuild the artifact with build.py")
         return np.array(ids, np.int32)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of library, configuration and the weights' index, which holds the shards' own digests."""
+        digest = hashlib.sha256()
+        for path in (self.library, self.path / INDEX, self.path / CHAT_CONFIG):
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     @property
     def name(self) -> str:

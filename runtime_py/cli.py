@@ -18,7 +18,7 @@ examples:
   python -m runtime_py inspect dist/demo --prompt "In the beginning" --plot experts.html
   python -m runtime_py score dist/demo --text-file FILE
   python -m runtime_py chat dist/demo
-  python -m runtime_py bench dist/demo --kernels
+  python -m runtime_py bench dist/demo --modes dense,sparse,speculative --plot bench.html
   python -m runtime_py specbench dist/demo --questions question.jsonl --limit 2
   python -m runtime_py devices
   python -m runtime_py verify dist/demo

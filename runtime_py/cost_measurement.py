@@ -19,7 +19,7 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from .artifact import CHAT_CONFIG, Artifact
+from .artifact import Artifact
 from .bench.machine import processor
 from .controller import TOP_K, Controller
 from .cost_table import NODES, CostTable
@@ -30,7 +30,6 @@ from .session import Session
 from .stats import Stopwatch
 from .tree import Tree, TreeShape
 from .tvm_runtime import installed_version
-from .weights import INDEX
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -71,10 +70,7 @@ def cache_key(engine: Engine, drafter: str, dense: bool = False) -> dict[str, An
     """What a table holds for: another library, other weights, another machine, device, number of threads, TVM or
     drafter, and passes that compute every expert (``dense``), need another one."""
     artifact, device = engine.artifact, engine.device
-    digest = hashlib.sha256()
-    for path in (artifact.library, artifact.path / INDEX, artifact.path / CHAT_CONFIG):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return {"recipe": _RECIPE, "artifact": digest.hexdigest(), "processor": processor(),
+    return {"recipe": _RECIPE, "artifact": artifact.digest, "processor": processor(),
             "device": f"{device.name} {device.product}", "threads": engine.threads, "tvm": installed_version(),
             "drafter": drafter, "dense": dense}
 

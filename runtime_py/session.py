@@ -37,14 +37,14 @@ class Output:
 class Session:
     """The tokens whose keys and values are cached, in order. Rows beyond ``length`` are never visible,
     so dropping tokens costs nothing. ``drafter``, if any, is told of every change; it starts empty as well.
-    ``dense``: every expert is computed, to compare with. ``accept_kernel``: the library's kernel that chooses
-    tokens, if it has one."""
+    ``dense``: every expert is computed, to compare with; it may change between passes. ``accept_kernel``: the library's
+    kernel that chooses tokens, if it has one."""
 
     def __init__(self, artifact: Artifact, library: Library, drafter: Drafter | None = None, *,
                  dense: bool = False) -> None:
         self._artifact = artifact
         self._library = library
-        self._dense = dense
+        self.dense = dense
         self.accept_kernel = library.accept
         self._caches = library.new_caches()
         self._tree: tuple[list[int], list[int], States | None] | None = None
@@ -105,7 +105,7 @@ class Session:
         UserError when there is no room for it, but does not check that it is one of the model's."""
         self.check_room(1)
         self._tree = None
-        logits, hidden = self._library.step(token, len(self.tokens), self._caches, dense=self._dense)
+        logits, hidden = self._library.step(token, len(self.tokens), self._caches, dense=self.dense)
         self._hold([token], hidden)
         return logits
 
@@ -202,4 +202,4 @@ class Session:
 
     def _forward(self, *inputs: np.ndarray) -> Output:
         """One pass; ``inputs``: ids, positions, visible, ancestors, rows (see ``Library.forward``), int32."""
-        return Output(*self._library.forward(*inputs, self.length, self._caches, dense=self._dense))
+        return Output(*self._library.forward(*inputs, self.length, self._caches, dense=self.dense))

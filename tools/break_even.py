@@ -20,13 +20,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from blockffn_mlc.errors import UserError  # noqa: E402
 from runtime_py.bench.machine import processor  # noqa: E402
+from runtime_py.bench.text import FollowText  # noqa: E402
 from runtime_py.commands.common import list_of, positive_int  # noqa: E402
 from runtime_py.drafters.scripted import ScriptedDrafter  # noqa: E402
 from runtime_py.engine import Engine  # noqa: E402
 from runtime_py.speculation import PLAIN, FixedShape, advance  # noqa: E402
 from runtime_py.stats import Stats  # noqa: E402
-from runtime_py.tree import Tree, TreeShape  # noqa: E402
-from runtime_py.verification import accept  # noqa: E402
+from runtime_py.tree import TreeShape  # noqa: E402
 
 _PROMPT = 64  # tokens
 
@@ -89,24 +89,11 @@ def measure(engine: Engine, shapes: Sequence[TreeShape], accuracies: Sequence[fl
             "rounds": rounds, "tokens": tokens, "plain_ms": plain * 1e3, "runs": rows}
 
 
-class _Script:
-    """Chooses the tokens of a text, whatever the logits."""
-
-    def __init__(self, tokens: list[int]) -> None:
-        self._tokens = iter(tokens)
-
-    def __call__(self, logits: Any, history: Any) -> int:
-        return next(self._tokens)
-
-    def accept(self, tree: Tree, logits: Any, history: Any, stop_ids: Any) -> tuple[list[int], list[int]]:
-        return accept(tree, logits, self, history, stop_ids)
-
-
 def _run(engine: Engine, script: list[int], shape: TreeShape, accuracy: float, tokens: int, seed: int) -> Stats:
     """Decode ``tokens`` tokens of the script behind its first ones."""
     session = engine.session(ScriptedDrafter(script, accuracy, engine.artifact.config.vocab_size, seed))
     session.extend(script[:_PROMPT])
-    follow, stats = _Script(script[_PROMPT + 1:]), Stats()  # the root is known
+    follow, stats = FollowText(script[_PROMPT + 1:]), Stats()  # the root is known
     while stats.generated_tokens < tokens:
         before = stats.draft_seconds + stats.verify_seconds
         root = script[session.length]

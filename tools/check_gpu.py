@@ -88,7 +88,8 @@ def check(weight_format: str, kind: str, device: str, facts: dict[str, Any], fol
         if expected and found:
             steps[f"draft {draft}"]["tokens_as_processor"] = _same(expected, found)
     if not arguments.skip_bench:
-        step("bench", [*runtime, "bench", str(artifacts[kind]), "--device", device, "-o", "json"], [f"build {kind}"])
+        step("bench", [*runtime, "bench", str(artifacts[kind]), "--device", device, "-n", "32", "-o", "json"],
+             [f"build {kind}"])
     return steps
 
 

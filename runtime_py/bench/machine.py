@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import platform
+import statistics
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 BUSY = 0.1  # share of the processors' time
+CACHED_BYTES = 256 << 20  # weights smaller than this may stay in a processor's caches
 _WATCHED = 0.5  # seconds
 _IDLE_FIELDS = slice(3, 5)  # of /proc/stat's first line: idle, waiting for input and output
 
 
 def processor() -> str:
     """The processor's name."""
+    return next(_cpuinfo("model name"), platform.processor() or platform.machine())
+
+
+def clock_mhz() -> float | None:
+    """The mean of what the system says the processors' clocks are now; None where it does not tell."""
+    clocks = [float(text) for text in _cpuinfo("cpu MHz")]
+    return statistics.mean(clocks) if clocks else None
+
+
+def nvidia_driver() -> str | None:
+    """The version of NVIDIA's kernel module; None where there is none."""
+    path = Path("/proc/driver/nvidia/version")
+    return path.read_text().splitlines()[0].partition(":")[2].strip() if path.is_file() else None
+
+
+def _cpuinfo(field: str) -> Iterator[str]:
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-                platform.processor() or platform.machine())
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        if line.startswith(field):
+            yield line.partition(":")[2].strip()
 
 
 def busy_share() -> float | None:
@@ -41,3 +60,11 @@ def busy_warning(share: float | None) -> str | None:
         return None
     return (f"other programs kept {share:.0%} of the machine busy before the benchmark began: "
             "times are not to be trusted")
+
+
+def cache_warning(artifact: str, weight_bytes: int) -> str | None:
+    """What to say of a small model on a processor."""
+    if weight_bytes >= CACHED_BYTES:
+        return None
+    return (f"the weights of {artifact} take {weight_bytes / 1e6:.0f} MB and may stay in the processor's caches: "
+            "GB/s says nothing about memory")

@@ -1,4 +1,4 @@
-"""A benchmark's report as Markdown, CSV or JSON."""
+"""The kernel benchmark's report as Markdown, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import io
 import json
 from typing import Any
 
-from .machine import busy_warning
+from .machine import busy_warning, cache_warning
 from .rounds import Report, Row
+from .tables import line, number, rule
 
-CACHED_BYTES = 256 << 20  # weights smaller than this may stay in a processor's caches
 _RANGES = ("_min", "_max")
 _TITLES = {
-    "whole passes": "Whole passes, until the device is done",
     "bandwidth": "Reading memory",
     "passes": "Whole passes (\"rest\": what the kernels by themselves do not explain)",
     "kernels": "Kernels, all calls of a pass together",
@@ -22,7 +21,7 @@ _TITLES = {
     "forced unions": "Kernels that compute experts, forced unions: time against the union of all experts, and "
                      "that divided by the union's share; every expert of a union is used by a fifth of the tokens",
 }
-_HEADINGS = {"gb_per_s": "GB/s", "gop_per_s": "GOP/s", "ms": "ms", "mb": "MB", "tokens_per_s": "tokens/s",
+_HEADINGS = {"gb_per_s": "GB/s", "gop_per_s": "GOP/s", "ms": "ms", "mb": "MB",
              "us_per_call": "us/call", "of_bandwidth": "of R", "sparse_dense": "sparse/dense",
              "over_active": "/active", "over_union": "/union", "kernels_ms": "kernels ms", "rest_ms": "rest ms"}
 _SHARES = ("active", "union", "of_bandwidth")
@@ -31,12 +30,8 @@ _HIDDEN = ("origin",)
 
 def warnings(facts: dict[str, Any]) -> list[str]:
     """What makes the figures doubtful."""
-    busy = busy_warning(facts["busy_before"])
-    found = [busy] if busy else []
-    if facts["weight_bytes"] < CACHED_BYTES:
-        found.append(f"the weights take {facts['weight_bytes'] / 1e6:.0f} MB and may stay in the processor's caches: "
-                     "GB/s says nothing about memory")
-    return found
+    found = busy_warning(facts["busy_before"]), cache_warning(facts["artifact"], facts["weight_bytes"])
+    return [text for text in found if text]
 
 
 def to_json(report: Report) -> str:
@@ -65,17 +60,13 @@ def to_markdown(report: Report) -> str:
     for title, rows in report.tables.items():
         names = [name for name in dict.fromkeys(name for row in rows for name in row)
                  if not name.endswith(_RANGES) and name not in _HIDDEN]
-        lines += ["", f"{_TITLES[title]}:", "", _line(_HEADINGS.get(name, name) for name in names),
-                  "|" + "---|" * len(names)]
-        lines += [_line(_cell(name, row) for name in names) for row in rows]
+        lines += ["", f"{_TITLES[title]}:", "", line(_HEADINGS.get(name, name) for name in names),
+                  rule(len(names))]
+        lines += [line(_cell(name, row) for name in names) for row in rows]
     return "\n".join(lines)
 
 
 FORMATS = {"md": to_markdown, "csv": to_csv, "json": to_json}
-
-
-def _line(cells: Any) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(name: str, row: Row) -> str:
@@ -86,11 +77,6 @@ def _cell(name: str, row: Row) -> str:
         return str(value)
     if name in _SHARES:
         return f"{value:.1%}"
-    text = _number(value)
+    text = number(value)
     low, high = (row.get(name + suffix) for suffix in _RANGES)
-    return text if low is None else f"{text} ({_number(low)}-{_number(high)})"
-
-
-def _number(value: float) -> str:
-    """Three significant digits or more."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 1000 else f"{value:.0f}"
+    return text if low is None else f"{text} ({number(low)}-{number(high)})"

@@ -14,15 +14,14 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
-from .passes import Setup
+from .bandwidth import ReadBandwidth
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure; ``unions``: shares of the experts to force, in ascending order, or none. ``device`` None: what
-    the artifact was built for."""
+    """What the kernel benchmark measures; ``unions``: shares of the experts to force, in ascending order, or none."""
 
     artifact: str
     threads: tuple[int, ...]
@@ -30,7 +29,6 @@ class Options:
     unions: tuple[float, ...]
     depth: int
     repeat: int
-    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,21 @@ class Report:
 
 
 @contextmanager
-def process(setup: Setup) -> Iterator[Callable[..., Any]]:
+def process(setup: Any) -> Iterator[Callable[..., Any]]:
     """A process of its own for ``setup``: gives a function that calls ``task(setup, *arguments)`` there."""
     with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as pool:
         yield lambda task, *arguments: _result(pool, task, setup, *arguments)
+
+
+def read_bandwidth(threads: int) -> float:
+    """GB/s that memory reads with so many threads: the median of five readings in a process of its own."""
+    with process(threads) as call:
+        return call(_read_memory)
+
+
+def _read_memory(threads: int) -> float:
+    memory = ReadBandwidth(threads)
+    return statistics.median(memory.measure() for _ in range(5))
 
 
 def _ignore_interrupts() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,11 @@ from .calls import Call, Description, Pass
 
 @dataclass(frozen=True)
 class Routing:
-    """What a layer's router chose: experts that at least one token uses, and pairs of token and expert."""
+    """What a layer's router chose: experts that at least one token uses, and pairs of token and expert; of several
+    passes their means."""
 
-    union: int
-    pairs: int
+    union: float
+    pairs: float
 
     @classmethod
     def of(cls, scores: np.ndarray, dense: bool) -> Routing:
@@ -57,12 +58,20 @@ class WorkCounter:
 
     def count(self, routings: Sequence[Routing]) -> list[Work]:
         """The work of every call, in order; ``routings`` by layer."""
-        result, layer = [], 0
+        return [Work(self._bytes(call, routing), self._operations(call, routing))
+                for call, routing in self._routed(routings)]
+
+    def weights_read(self, routings: Sequence[Routing]) -> int:
+        """Bytes of weights alone that all calls read together."""
+        return round(sum(self._weight_bytes(call, name, routing) for call, routing in self._routed(routings)
+                         for name in call.inputs if name in self._weights))
+
+    def _routed(self, routings: Sequence[Routing]) -> Iterator[tuple[Call, Routing]]:
+        """Every call with what the router of its layer chose."""
+        layer = 0
         for call in self._pass.calls:
             layer += sum(name in self._pass.scores for name in call.results)
-            routing = routings[max(layer - 1, 0)]
-            result.append(Work(self._bytes(call, routing), self._operations(call, routing)))
-        return result
+            yield call, routings[max(layer - 1, 0)]
 
     def reads_experts(self, call: Call) -> bool:
         """Whether the call computes experts: it takes their weights, and an integer for each that says which are in
@@ -83,8 +92,7 @@ class WorkCounter:
         n, total = self._sizes["n"], 0.0
         for name in (*call.inputs, *call.results):
             if name in self._weights:
-                share = routing.union / self._experts if self._is_experts(name) and self.reads_experts(call) else 1
-                total += 0 if self._is_table(call, name) else self._weights[name].nbytes * share
+                total += self._weight_bytes(call, name, routing)
             elif name in self._pass.values:
                 shape = self._shapes[name]
                 share = routing.pairs / (n * self._experts) if self._by_pair(name) else 1
@@ -94,6 +102,12 @@ class WorkCounter:
                 rows = n if name in call.in_place else self._past + n
                 total += nbytes * rows / shape[0] if self._is_cache(name) else nbytes
         return round(total)
+
+    def _weight_bytes(self, call: Call, name: str, routing: Routing) -> float:
+        if self._is_table(call, name):
+            return 0
+        share = routing.union / self._experts if self._is_experts(name) and self.reads_experts(call) else 1
+        return self._weights[name].nbytes * share
 
     def _operations(self, call: Call, routing: Routing) -> int:
         n = self._sizes["n"]

@@ -1,8 +1,9 @@
-"""``bench``: how fast passes, or the kernels, of an artifact run on this machine."""
+"""``bench``: how fast an artifact reads, decodes and verifies, or its kernels run; and comparisons of two runs."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from functools import partial
 from typing import Any
 
@@ -12,50 +13,158 @@ from ..devices import KINDS
 from ..tvm_runtime import physical_cores
 from .common import list_of, note, positive_int
 
-_FORMATS = ("md", "csv", "json")
+_COMPARE = "compare"
+_DRAFTS = ("auto", "eagle", "ngram", "scripted")
+_FORMATS = ("md", "csv", "json", "jsonl")
+_WHOLE = {"prompts": (128,), "generated": (128,), "chunks": (1, 2, 4, 8, 16, 32), "modes": ("dense", "sparse")}
+_DRAFTING = ("draft", "accept_length", "tree_size")
+_OPTIONAL = ("text", *_DRAFTING, "plot")
+_KERNELS = {"tokens": (1, 4, 8, 32), "union": ()}
 
 
 def add_parser(subparsers: Any) -> None:
-    summary = "time passes, or every kernel, of an artifact"
+    summary = "time artifacts, or every kernel of one, or compare two runs"
     parser = subparsers.add_parser(
-        "bench", help=summary, description=f"{summary.capitalize()} on real data (docs/benchmark.md): one token is "
-        "plain decoding, more a chunk. With --kernels passes are repeated kernel by kernel, layer after layer, so that "
-        "weights come from memory. What is compared takes turns within a round; figures are medians over rounds, with "
-        "their range.")
-    parser.add_argument("artifact", help="folder written by build.py")
-    parser.add_argument("--kernels", action="store_true", help="time the kernels, on the processor")
-    parser.add_argument("--device", metavar="D", help=f"where to time whole passes: cpu, {', '.join(KINDS)} or "
-                        "KIND:N (default: what the artifact was built for)")
+        "bench", help=summary, usage="python -m runtime_py bench ARTIFACT [ARTIFACT ...] [options]\n"
+        "       python -m runtime_py bench ARTIFACT --kernels [options]\n"
+        "       python -m runtime_py bench compare A.json B.json [-o md|json]",
+        description=f"{summary.capitalize()} (docs/benchmark.md defines every figure). What is compared takes turns in "
+        "every round. 'compare' ends with exit code 1 where every round of B was slower than every round of A.")
+    parser.add_argument("artifacts", nargs="+", metavar="ARTIFACT", help="folders written by build.py")
+    parser.add_argument("--device", metavar="D", help=f"cpu, {', '.join(KINDS)} or KIND:N (default: what "
+                        "the artifact was built for)")
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
-    parser.add_argument("--tokens", type=list_of(positive_int), default=(1, 4, 8, 32), metavar="LIST",
-                        help="tokens per pass (default: 1,4,8,32)")
-    parser.add_argument("--union", type=list_of(_share), default=(), metavar="LIST", help="time the kernels that "
-                        "compute experts also with these shares of all experts in use, for example 0,0.1,0.5,1")
-    parser.add_argument("--depth", type=positive_int, default=64, metavar="N",
+    parser.add_argument("--depth", type=list_of(_count), default=(64,), metavar="LIST",
                         help="tokens cached before (default: 64)")
-    parser.add_argument("-r", "--repeat", type=positive_int, default=7, metavar="N", help="rounds (default: 7)")
+    parser.add_argument("-r", "--repeat", type=positive_int, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("-o", "--output", choices=_FORMATS, default="md", help="format (default: md)")
+    whole = parser.add_argument_group("what to time (0 leaves a kind out)")
+    whole.add_argument("-p", dest="prompts", type=list_of(_count), metavar="LIST",
+                       help="tokens of a prompt (default: 128)")
+    whole.add_argument("-n", dest="generated", type=list_of(_count), metavar="LIST",
+                       help="tokens to decode (default: 128)")
+    whole.add_argument("--chunks", type=list_of(_count), metavar="LIST",
+                       help="tokens of single passes with all logits (default: 1,2,4,8,16,32)")
+    whole.add_argument("--modes", type=list_of(_mode), metavar="LIST", help="dense (every expert), sparse, speculative "
+                       "(decoding with drafts) (default: dense,sparse)")
+    whole.add_argument("--text", metavar="FILE", help="text to feed (default: the artifact's token stream, else random "
+                       "tokens and what the model finds most likely behind them)")
+    whole.add_argument("--draft", choices=_DRAFTS, help="of speculative decoding: the artifact's draft model, lookup, "
+                       "a script with errors (default: the first that the artifact can use)")
+    whole.add_argument("--accept-length", type=float, metavar="L", help="of scripted drafts: new tokens per pass "
+                       "(default: 2.66, the paper's mean)")
+    whole.add_argument("--tree-size", type=positive_int, metavar="N", help="nodes of draft trees (default: as it pays)")
+    whole.add_argument("--plot", metavar="FILE", help="also write a picture, .png, or .html with the table")
+    kernels = parser.add_argument_group("kernels, on the processor")
+    kernels.add_argument("--kernels", action="store_true", help="time every kernel, layer after layer, so that weights "
+                         "come from memory")
+    kernels.add_argument("--tokens", type=list_of(positive_int), metavar="LIST",
+                         help="tokens per pass (default: 1,4,8,32)")
+    kernels.add_argument("--union", type=list_of(_share), metavar="LIST", help="time the kernels that compute experts "
+                         "also with these shares of all experts in use, for example 0,0.1,0.5,1")
     parser.set_defaults(run=partial(run, parser))
 
 
 def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    if args.union and not args.kernels:
-        parser.error("--union: expected --kernels beside it; whole passes use the experts that the router chooses")
-    if args.kernels and args.device not in (None, "cpu"):
-        raise UserError(f"--device {args.device}: kernels are timed on the processor alone; leave --kernels out to "
-                        "time whole passes there")
+    if args.artifacts[0] == _COMPARE:
+        _compare(parser, args)
+        return
+    for name in (*_WHOLE, *_OPTIONAL) if args.kernels else _KERNELS:
+        if getattr(args, name) is not None:
+            option = {"prompts": "-p", "generated": "-n"}.get(name, f"--{name.replace('_', '-')}")
+            parser.error(f"{option}: expected {'no --kernels' if args.kernels else '--kernels'} beside it")
+    for name, default in (_KERNELS if args.kernels else _WHOLE).items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+    threads = args.threads or (physical_cores(),)
+    (_kernels if args.kernels else _whole)(parser, args, threads)
+
+
+def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace, threads: tuple[int, ...]) -> None:
+    from ..bench.measure import Setup
+    from ..bench.plot import FORMATS as PLOT_FORMATS
+    from ..bench.plot import plot_records
+    from ..bench.records import run_tasks
+    from ..bench.render import FORMATS, warnings
+    from ..bench.rounds import read_bandwidth
+    from ..bench.tasks import SPECULATIVE, make_tasks
+    from ..plot import check_plot, load_pyplot
+
+    tasks = make_tasks(args.prompts, args.generated, args.chunks, args.depth, args.modes)
+    given = {name: getattr(args, name) for name in _DRAFTING if getattr(args, name) is not None}
+    speculates = any(task.mode == SPECULATIVE for task in tasks)
+    if not tasks or speculates != (SPECULATIVE in args.modes):
+        parser.error(f"-p, -n, --chunks: leave nothing for --modes {','.join(args.modes)} to time; {SPECULATIVE} times "
+                     "-n alone")
+    if given and not speculates:
+        parser.error(f"--{next(iter(given)).replace('_', '-')}: expected {SPECULATIVE} among --modes")
+    if "accept_length" in given and args.draft in ("eagle", "ngram"):
+        parser.error(f"--accept-length: expected --draft scripted, found {args.draft}; others accept what they accept")
+    if args.plot is not None:
+        check_plot(args.plot, PLOT_FORMATS)
+        load_pyplot()
+    setups = [Setup(artifact, count, args.device, args.text, **given)
+              for artifact in args.artifacts for count in threads]
+    records = run_tasks(setups, tasks, args.repeat, note)
+    for text in warnings(records):
+        note(f"warning: {text}")
+    print(FORMATS[args.output](records))
+    if args.plot is not None:
+        on_processor = any(record["device"] == "cpu" for record in records)
+        plot_records(args.plot, records, {count: read_bandwidth(count) for count in threads} if on_processor else {})
+        note(f"wrote {args.plot}")
+
+
+def _kernels(parser: argparse.ArgumentParser, args: argparse.Namespace, threads: tuple[int, ...]) -> None:
     from ..bench.kernels import run_benchmark
     from ..bench.report import FORMATS, warnings
     from ..bench.rounds import Options
-    from ..bench.whole import run_passes
 
-    options = Options(args.artifact, args.threads or (physical_cores(),), args.tokens, args.union, args.depth,
-                      args.repeat, args.device)
-    report = (run_benchmark if args.kernels else run_passes)(options, note)
+    if len(args.artifacts) > 1 or len(args.depth) > 1 or args.depth[0] < 1:
+        parser.error("--kernels: expected one artifact and one --depth from 1 up")
+    if args.output not in FORMATS:
+        parser.error(f"-o {args.output}: with --kernels expected {', '.join(FORMATS)}")
+    if args.device not in (None, "cpu"):
+        raise UserError(f"--device {args.device}: kernels are timed on the processor alone; leave --kernels out to "
+                        "time whole passes there")
+    options = Options(args.artifacts[0], threads, args.tokens, args.union, args.depth[0], args.repeat)
+    report = run_benchmark(options, note)
     for text in warnings(report.facts):
         note(f"warning: {text}")
     print(FORMATS[args.output](report))
+
+
+def _compare(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    from ..bench.compare import SLOWER, compare, to_markdown, to_rows
+    from ..bench.render import read_records
+
+    if len(args.artifacts) != 3 or args.output not in ("md", "json"):
+        parser.error("compare: expected two files that bench wrote with -o json or -o jsonl, and -o md or -o json")
+    comparisons, notes = compare(*map(read_records, args.artifacts[1:]))
+    print(to_markdown(comparisons, notes) if args.output == "md"
+          else json.dumps({"notes": notes, "comparisons": to_rows(comparisons)}, indent=1))
+    slower = [" ".join(map(str, found.key)) for found in comparisons if found.verdict == SLOWER]
+    if slower:
+        raise UserError(f"{len(slower)} of {len(comparisons)} tests became slower beyond their spread: "
+                        f"{', '.join(slower)}")
+
+
+def _mode(text: str) -> str:
+    """argparse type: a mode."""
+    from ..bench.tasks import MODES
+
+    if text not in MODES:
+        raise argparse.ArgumentTypeError(f"expected modes out of {','.join(MODES)}, found {text!r}")
+    return text
+
+
+def _count(text: str) -> int:
+    """argparse type: an integer from 0 up."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"expected an integer from 0 up, found {value}")
+    return value
 
 
 def _share(text: str) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 
 from blockffn_mlc.errors import UserError
 
-from ..bench.machine import processor
+from ..bench.machine import clock_mhz, processor
 from ..tvm_runtime import aligned_zeros, load_runtime
 from ..weights import ALIGNMENT
 from .logits import Logits
@@ -22,7 +22,7 @@ from .provided import PROVIDED, load_provided
 _KIND_OF_TARGET = {"cpu": "cpu", "opencl": "opencl", "android": "opencl", "vulkan": "vulkan", "cuda": "cuda",
                    "metal": "metal", "iphone": "metal"}  # by the family's name
 KINDS = (*RUNTIMES, *PROVIDED)
-_EXISTS, _NAME = 0, 5  # of TVM's DeviceAttrKind
+_EXISTS, _NAME, _CLOCK = 0, 5, 6  # of TVM's DeviceAttrKind
 
 
 def load(kind: str) -> None:
@@ -97,6 +97,12 @@ class Device(ABC):
         """The device's own name."""
         return str(self.attribute(_NAME))
 
+    @property
+    def clock_mhz(self) -> float | None:
+        """The most that the device's clock does; None where it does not tell."""
+        kilohertz = self.attribute(_CLOCK)
+        return kilohertz / 1e3 if kilohertz else None
+
     def attribute(self, kind: int) -> Any:
         """A fact by its number in TVM's DeviceAttrKind; None where the device does not tell."""
         return self._tvm.get_global_func("runtime.GetDeviceAttr")(*self.codes[0], kind)
@@ -142,6 +148,11 @@ class Cpu(Device):
     @property
     def product(self) -> str:
         return processor()
+
+    @property
+    def clock_mhz(self) -> float | None:
+        """What the system says of the cores' clocks now, their mean."""
+        return clock_mhz()
 
     def tensor(self, array: np.ndarray) -> Any:
         return self._tvm.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)

@@ -9,6 +9,22 @@ import numpy as np
 from ..tree import Tree, TreeShape
 
 
+def accuracy_for(accept_length: float, levels: int) -> float:
+    """The accuracy with which chains of ``levels`` drafts bring ``accept_length`` new tokens per pass, the bonus token
+    included: 1 + a + ... + a^levels. Raises ValueError for a length that no accuracy brings."""
+    if not 1 <= accept_length <= levels + 1:
+        raise ValueError(f"expected 1 to {levels + 1} new tokens per pass, which {levels} levels of drafts can bring, "
+                         f"found {accept_length:g}")
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        if sum(middle**level for level in range(levels + 1)) < accept_length:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
 class ScriptedDrafter:
     """Drafts the tokens of ``script``, the whole text from its first token on, prompt included. Each level is right
     with probability ``accuracy``, independently; what follows a wrong token is wrong. The other nodes of a tree are

@@ -15,7 +15,6 @@ from runtime_py.bench.calls import Description
 from runtime_py.bench.replay import Replay, causal_arguments
 from runtime_py.bench.work import Routing, WorkCounter
 from runtime_py.bench.worker import DENSE, SPARSE, Case, Setup, Worker
-from runtime_py.cli import main
 from runtime_py.engine import Engine
 from schedules.activations import activation_shape
 
@@ -207,9 +206,3 @@ def test_the_command_measures_what_it_was_asked_to(folder):
     assert {(row["tokens"], row["pass"]) for row in report["passes"]} == expected
     assert {round(row["union"], 1) for row in report["forced unions"]} == {0.5, 1.0}
     assert "round 2 of 2" in result.stderr
-
-
-def test_whole_passes_are_the_default(folder, capsys):
-    assert main(["bench", str(folder), "--threads", "1", "--tokens", "2", "--depth", "4", "-r", "1"]) == 0
-    first, *_, sparse, dense = capsys.readouterr().out.splitlines()
-    assert "(cpu)" in first and sparse.startswith("| 1 | 2 | sparse |") and dense.startswith("| 1 | 2 | dense |")

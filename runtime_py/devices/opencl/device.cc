@@ -85,6 +85,8 @@ tvm::ffi::Any Device::Attribute(tvm::runtime::DeviceAttrKind kind) const {
       return static_cast<int64_t>(Info<cl_ulong>(CL_DEVICE_LOCAL_MEM_SIZE));
     case Kind::kDeviceName:
       return tvm::ffi::String(Text(CL_DEVICE_NAME));
+    case Kind::kMaxClockRate:  // in kHz, as TVM's own runtimes tell it
+      return static_cast<int64_t>(1000) * Info<cl_uint>(CL_DEVICE_MAX_CLOCK_FREQUENCY);
     case Kind::kMultiProcessorCount:
       return static_cast<int64_t>(Info<cl_uint>(CL_DEVICE_MAX_COMPUTE_UNITS));
     case Kind::kDriverVersion:

@@ -2,7 +2,6 @@
 
 import json
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,8 +9,10 @@ from checkpoints import GQA, MLA
 from counters import counter
 from machine import opencl_device, vulkan_device
 
-from runtime_py.bench import passes
+from runtime_py.bench import measure
+from runtime_py.bench.tasks import Task
 from runtime_py.cli import main
+from runtime_py.devices import device_facts
 from runtime_py.engine import Engine
 from runtime_py.selftest import checks
 from runtime_py.selftest.cases import CASES
@@ -83,26 +84,45 @@ def test_memory_behind_a_tensor_is_watched(device):
 
 
 def test_a_pass_is_timed_until_the_device_is_done(folder, device, monkeypatch):
-    timed, order = passes.Passes(passes.Setup(str(folder), set_threads(None), 4, device.name)), []
+    subject, order = measure.Subject(measure.Setup(str(folder), set_threads(None), device.name)), []
+    task = Task("chunk", 3, 4, "dense")
+    subject.measure(task, turn=0)  # fills the cache
 
     def noted(name, call):
         return lambda *arguments, **named: [order.append(name), call(*arguments, **named)][1]
 
+    class Clock:
+        def __init__(self):
+            order.append("clock")
+
+        @property
+        def seconds(self):
+            order.append("clock")
+            return 1.0
+
     for name in ("forward", "wait"):
-        monkeypatch.setattr(timed.engine.library, name, noted(name, getattr(timed.engine.library, name)))
-    monkeypatch.setattr(passes, "time", SimpleNamespace(perf_counter=noted("clock", lambda: order.count("clock"))))
+        monkeypatch.setattr(subject.engine.library, name, noted(name, getattr(subject.engine.library, name)))
+    monkeypatch.setattr(measure, "Stopwatch", Clock)
     launches = counter(device.kind, "launches")
-    sample = timed.time(passes.Case(3, passes.DENSE), turn=1)
+    sample = subject.measure(task, turn=1)
     assert order == ["wait", "clock", "forward", "wait", "clock"] and sample.seconds == 1
-    assert counter(device.kind, "launches") > launches + 10 and sample.nbytes > 0 < sample.active <= sample.union
+    assert counter(device.kind, "launches") > launches + 10
+    assert sample.weight_bytes > 0 < sample.active <= sample.union
 
 
-def test_passes_on_a_device_are_reported(folder, device, capsys):
-    sizes = ["--tokens", "1,3", "--depth", "3", "-r", "1"]
+def test_tasks_on_a_device_are_reported(folder, device, capsys):
+    sizes = ["-p", "5", "-n", "2", "--chunks", "1,3", "--depth", "3", "-r", "1"]
     assert main(["bench", str(folder), "--device", device.name, *sizes, "-o", "json"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["device"] == device.name and report["machine"] == device.product
-    rows = {(row["tokens"], row["pass"]): row for row in report["whole passes"]}
-    assert set(rows) == {(tokens, kind) for tokens in (1, 3) for kind in (passes.SPARSE, passes.DENSE)}
-    assert all(row["tokens_per_s"] == pytest.approx(1e3 * row["tokens"] / row["ms"]) for row in rows.values())
-    assert rows[1, "sparse"]["mb"] < rows[1, "dense"]["mb"] == pytest.approx(rows[3, "dense"]["mb"], rel=0.1)
+    records = json.loads(capsys.readouterr().out)
+    rows = {(record["kind"], record["tokens"], record["mode"]): record for record in records}
+    assert set(rows) == {(kind, tokens, mode) for kind, tokens in (("pp", 5), ("tg", 2), ("chunk", 1), ("chunk", 3))
+                         for mode in ("dense", "sparse")}
+    facts = device_facts(device.name)
+    for record in rows.values():
+        assert (record["device"], record["device_name"]) == (device.name, device.product)
+        assert record["driver"] == facts["driver"]
+        assert record["clock_mhz"] is None if device.kind == "vulkan" else record["clock_mhz"] > 0
+        assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"][0])
+    one, dense = rows["chunk", 1, "sparse"], rows["chunk", 1, "dense"]
+    assert one["weight_bytes_per_pass"] < dense["weight_bytes_per_pass"]
+    assert dense["weight_bytes_per_pass"] == rows["chunk", 3, "dense"]["weight_bytes_per_pass"]

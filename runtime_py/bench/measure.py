@@ -1,0 +1,232 @@
+"""The measuring process: one artifact on one device with one number of threads (TVM fixes it once per process)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from blockffn_mlc.errors import UserError
+
+from ..drafters import Drafter
+from ..drafters.scripted import ScriptedDrafter, accuracy_for
+from ..engine import Engine
+from ..sampling import GREEDY, Sampler
+from ..session import Session
+from ..speculation import PLAIN, FixedShape, ShapeController, advance
+from ..stats import Stats, Stopwatch, peak_memory
+from .calls import Description
+from .identity import artifact_facts, device_facts
+from .passes import DENSE, FUNCTIONS, SPARSE
+from .tasks import CHUNK, GENERATE, SPECULATIVE, Task
+from .text import FollowText, Text
+from .work import Routing, WorkCounter
+
+SCRIPTED = "scripted"
+PAPER_ACCEPT_LENGTH = 2.66  # mean of BlockFFN's table 6
+_NO_STOP: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a measuring process is made for. ``device`` None: what the artifact was built for. ``text``: a file to feed
+    (None: see ``Text.of``). ``draft``: where speculative decoding's drafts come from, "auto": see ``_drafter``;
+    ``accept_length``: of scripted ones; ``tree_size`` None: as it pays."""
+
+    artifact: str
+    threads: int
+    device: str | None = None
+    text: str | None = None
+    draft: str = "auto"
+    accept_length: float = PAPER_ACCEPT_LENGTH
+    tree_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One run of a task. ``seconds`` until the device is done; ``passes`` of the model; ``weight_bytes`` that they
+    read; ``operations``: 2 per multiply-add that is needed (None where drafts decide); ``active``, ``union``: shares of
+    the experts that a token uses and that a pass uses, means; ``accept_length``: new tokens per pass of speculative
+    decoding, else None."""
+
+    seconds: float
+    passes: int
+    weight_bytes: int
+    operations: int | None
+    active: float
+    union: float
+    accept_length: float | None = None
+
+
+def prepare(setup: Setup, tasks: Sequence[Task]) -> dict[str, Any]:
+    """Load everything for ``tasks``. Returns what a record says of artifact, device and loading. Raises UserError for
+    what the artifact cannot do."""
+    return _subject(setup).prepare(tasks)
+
+
+def measure(setup: Setup, task: Task, turn: int) -> Sample:
+    """Run a task; ``turn`` chooses its tokens, but those of decoding are always the same."""
+    return _subject(setup).measure(task, turn)
+
+
+def peak(setup: Setup) -> int:
+    """The process's largest resident memory so far, in bytes."""
+    return peak_memory()
+
+
+@cache
+def _subject(setup: Setup) -> Subject:
+    return Subject(setup)
+
+
+class Subject:
+    """The engine, and a session for every depth, with a drafter for speculative decoding and without for the rest."""
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self.engine = Engine.load(setup.artifact, setup.threads, device=setup.device)
+        self._description = Description.load(self.engine.artifact.path)
+        self._text = Text.of(self.engine.artifact) if setup.text is None else Text.read(setup.text, self.engine)
+        self._sessions: dict[tuple[int, bool], Session] = {}
+        self._continuations: dict[tuple[int, int], list[int]] = {}
+        self._routers: dict[tuple[int, int], np.ndarray] = {}
+
+    def prepare(self, tasks: Sequence[Task]) -> dict[str, Any]:
+        """See the function of this name."""
+        engine, first = self.engine, Stopwatch()
+        engine.session().step(int(self._text.ids[0]))
+        engine.library.wait()
+        facts = artifact_facts(engine.artifact) | device_facts(engine.device) | {
+            "text": self._text.name, "load_s": engine.load_seconds, "first_pass_s": first.seconds, "draft": None}
+        for task in tasks:
+            session = self._session(task)
+            if task.mode == SPECULATIVE:
+                self._controller(session.drafter)  # measures what trees cost
+                facts["draft"] = session.drafter.name
+        return facts
+
+    def measure(self, task: Task, turn: int) -> Sample:
+        """See the function of this name."""
+        session = self._session(task)
+        session.dense = task.mode == DENSE
+        sample = self._decode(session, task) if task.kind == GENERATE else self._read(session, task, turn)
+        session.rollback(task.depth)
+        return sample
+
+    def _read(self, session: Session, task: Task, turn: int) -> Sample:
+        """A prompt or a chunk."""
+        every = task.kind == CHUNK and task.tokens <= self.engine.artifact.max_tree_nodes
+        ids = self._text.part(task.depth + turn * task.tokens, task.tokens).tolist()
+        session.wait()
+        clock = Stopwatch()
+        scores = [output.layer_scores for output in session.stream(ids, all_logits=every)]
+        session.wait()
+        seconds = clock.seconds
+        past, weights, operations, used = task.depth, 0, 0, []
+        for layers in scores:
+            layers = list(layers)
+            n = len(layers[0])
+            counter = self._counter(task, n, n if every else 1, past)
+            routings = [Routing.of(layer, task.mode == DENSE) for layer in layers]
+            weights += counter.weights_read(routings)
+            operations += sum(work.operations for work in counter.count(routings))
+            used.append(np.stack(layers) != 0)
+            past += n
+        return Sample(seconds, len(scores), weights, operations, float(np.concatenate(used, axis=1).mean()),
+                      statistics.mean(float(part.any(axis=1).mean()) for part in used))
+
+    def _decode(self, session: Session, task: Task) -> Sample:
+        """Tokens one after the other, or as the session's drafter has it."""
+        root, *script = self._continuation(task)
+        used = self._used(task)
+        drafts = task.mode == SPECULATIVE
+        controller = self._controller(session.drafter) if drafts else FixedShape(PLAIN)
+        follow, stats = FollowText(script), Stats()
+        session.wait()
+        clock = Stopwatch()
+        while stats.generated_tokens < task.tokens:
+            new = advance(session, root, task.tokens - stats.generated_tokens, follow, _NO_STOP, controller, stats)
+            stats.generated_tokens += len(new)
+            root = new[-1]
+        session.wait()
+        seconds = clock.seconds
+        active = float(used.mean())
+        if not drafts:
+            counter = self._counter(task, 1, 1, task.depth + task.tokens // 2)
+            experts = [float(used.shape[2] if task.mode == DENSE else layer.sum(axis=1).mean()) for layer in used]
+            routings = [Routing(count, count) for count in experts]
+            operations = sum(work.operations for work in counter.count(routings))
+            return Sample(seconds, stats.passes, stats.passes * counter.weights_read(routings),
+                          stats.passes * operations, active, active)
+        trees = stats.union_shares
+        union = (sum(trees) + (stats.passes - len(trees)) * active) / stats.passes
+        routings = [Routing(union * used.shape[2], 0)] * len(used)
+        weights = stats.passes * self._counter(task, 1, 1, task.depth).weights_read(routings)
+        return Sample(seconds, stats.passes, weights, None, active, union, stats.mean_accept_length)
+
+    def _counter(self, task: Task, n: int, rows: int, past: int) -> WorkCounter:
+        calls = self._description.passes[FUNCTIONS[DENSE if task.mode == DENSE else SPARSE]]
+        return WorkCounter(self.engine.artifact, self._description, calls, {"n": n, "m": rows}, past)
+
+    def _session(self, task: Task) -> Session:
+        """With ``task.depth`` cached tokens."""
+        key = task.depth, task.mode == SPECULATIVE
+        if key not in self._sessions:
+            drafter = self._drafter(task) if task.mode == SPECULATIVE else None
+            session = self._sessions[key] = self.engine.session("none" if drafter is None else drafter)
+            if task.depth:
+                session.extend(self._text.part(0, task.depth).tolist())
+        return self._sessions[key]
+
+    def _drafter(self, task: Task) -> Drafter:
+        """For "auto" the artifact's draft model; without one a script, where it brings its text itself, since its
+        weights are random then; else lookup in the text."""
+        draft, artifact = self._setup.draft, self.engine.artifact
+        if draft == "auto":
+            random = self._setup.text is None and self._text.continued
+            draft = "eagle" if artifact.draft else SCRIPTED if random else "ngram"
+        if draft != SCRIPTED:
+            return self.engine.drafting(draft, 1)[0]
+        script = self._text.part(0, task.depth).tolist() + self._continuation(task)
+        try:
+            accuracy = accuracy_for(self._setup.accept_length, (self._setup.tree_size or 64) - 1)
+        except ValueError as error:
+            raise UserError(f"--accept-length: {error}") from None
+        return ScriptedDrafter(script, accuracy, artifact.config.vocab_size)
+
+    def _controller(self, drafter: Drafter) -> ShapeController:
+        return self.engine.controller(drafter, self._setup.tree_size)
+
+    def _continuation(self, task: Task) -> list[int]:
+        """The token that decoding begins with, and those that it adds."""
+        key = task.depth, task.tokens
+        if key not in self._continuations:
+            if self._text.continued:
+                self._continuations[key] = self._text.part(task.depth, task.tokens + 1).tolist()
+            else:
+                self._continuations[key] = self._most_likely(task)
+        return self._continuations[key]
+
+    def _most_likely(self, task: Task) -> list[int]:
+        session = self.engine.session()
+        sample = Sampler(GREEDY, session.accept_kernel)
+        logits = session.extend(self._text.part(0, max(task.depth, 1)).tolist())
+        tokens = [sample(logits, session.history)]
+        while len(tokens) <= task.tokens:
+            tokens.append(sample(session.step(tokens[-1]), session.history))
+        return tokens
+
+    def _used(self, task: Task) -> np.ndarray:
+        """Which experts the tokens use that decoding feeds when it does not speculate: bool [L, tokens, E]."""
+        key = task.depth, task.tokens
+        if key not in self._routers:
+            session = self._session(Task(task.kind, task.tokens, task.depth, SPARSE))
+            session.dense = False
+            scores = [np.stack(list(output.layer_scores)) for output in session.stream(self._continuation(task)[:-1])]
+            session.rollback(task.depth)
+            self._routers[key] = np.concatenate(scores, axis=1) != 0
+        return self._routers[key]
