@@ -40,6 +40,9 @@ _DEVICE_WORDS = {
     "vulkan": {"api": "Vulkan", "macro": "VULKAN", "device_type": "7",
                "half": "Kernels need half precision (`shaderFloat16`, `storageBuffer16BitAccess`).",
                "driver": "a Vulkan 1.1 driver"},
+    "metal": {"api": "Metal", "macro": "METAL", "device_type": "8",
+              "half": "Kernels need half precision, which all of these have.",
+              "driver": "a processor of Apple's since the A11 and iOS 16 or later"},
 }
 
 

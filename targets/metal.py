@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ LIMITS = {
 }
 _TRIPLES = {"metal": "arm64-apple-macos13.0", "iphone": "arm64-apple-ios16.0"}
 _PREFILL_CHUNK = 128  # MLC's for phones: a pass's buffers stay small
+_README = (Path(__file__).parent / "iphone.md").read_text(encoding="utf-8")
 
 
 def metal_target() -> Target:
@@ -36,7 +38,8 @@ def metal_target() -> Target:
 
 def iphone_target() -> Target:
     """The target ``iphone``: objects to link an app with."""
-    return _target("iphone", system_library(), prefill_chunk=_PREFILL_CHUNK, mlc_device="iphone")
+    return _target("iphone", system_library(), prefill_chunk=_PREFILL_CHUNK, files={"README.md": _README},
+                   mlc_device="iphone")
 
 
 def _target(name: str, *forms: Form, **options: object) -> Target:

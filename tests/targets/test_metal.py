@@ -7,11 +7,14 @@ import sys
 import numpy as np
 import pytest
 import tvm
+from building import build
+from checkpoints import MLA, write_random_checkpoint
 from elf import objects
 from small_library import small_graph
 from tvm.script.ir_builder import tirx as T
 from tvm_bytes import Reader, read_functions
 
+from blockffn_mlc import builder
 from blockffn_mlc.libraries import write_libraries
 from schedules.builder import kernel
 from targets import find_target, tools
@@ -63,6 +66,19 @@ def test_objects_for_apps(name, tmp_path):
     (kernel,) = read_functions(reader)
     assert reader.take("Q") == 1 and reader.text() == kernel
     assert f"kernel void {kernel}(" in reader.text() and reader.position == len(content)
+
+
+def test_an_artifact_for_iphones_says_how_to_link_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "write_libraries", lambda *_: {})  # compiling those takes long
+    write_random_checkpoint(tmp_path / "model", MLA)
+    build("--model", tmp_path / "model", "--target", "iphone", "--quantization", "q0f16", "-o", tmp_path / "phone",
+          "--system-lib-prefix", "tiny_model_")
+    text = (tmp_path / "phone" / "README.md").read_text()
+    for words in ("tar -xf lib/blockffn-q0f16-iphone.tar", "-force_load", '"tiny_model_"', "8 /* Metal */", "iOS 16",
+                  "256 threads", "32 KB of threadgroup memory", "256 MB", "Kernels need half precision",
+                  "--target iphone --quantization q0f16 --package", "nor has anybody reported"):
+        assert words in text, words
+    assert "$" not in text and "Android" not in text and "OpenCL" not in text
 
 
 def test_numbers_keep_their_bits():
