@@ -20,6 +20,10 @@ from blockffn_mlc.staging import check_destination
 from schedules.activations import ACTIVATIONS
 from targets import find_targets, list_targets
 
+# Options that only a compiled artifact has.
+_ARTIFACT_OPTIONS = ("target", "draft", "draft_vocab", "activations", "context_window", "prefill_chunk", "cpu", "arch",
+                     "mlc", "mlc_cache", "device_limits", "package", "system_lib_prefix")
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line, checked for form only."""
@@ -29,6 +33,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEMO, metavar="M",
                         help="checkpoint folder, 'demo' (default), HF://org/repo[@revision], or NAME@random with "
                              "NAME one of small, medium, large, xlarge, 3b")
+    parser.add_argument("--emit", choices=("artifact", "onnx"), default="artifact",
+                        help="what to write: a compiled artifact, or the model as ONNX, dense, for other runtimes "
+                             "(default: artifact)")
     parser.add_argument("--draft", metavar="DIR",
                         help="folder of an EAGLE draft of the model, compiled into the same artifact, or 'none' "
                              "(default: the demo's own for the demo, none otherwise)")
@@ -40,8 +47,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                         help="what 4-bit weights are multiplied by: f32, int8x2 (two planes of 8-bit codes, about 15 "
                              "bits) or int8 (default: int8 where the processor multiplies bytes, else f32)")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR",
-                        help="artifact folder (default: dist/MODEL-Q-T; dist/MODEL-Q-A-T with --activations); with "
-                             "several targets DIR/T each")
+                        help="artifact folder (default: dist/MODEL-Q-T; dist/MODEL-Q-A-T with --activations; "
+                             "dist/MODEL-Q-onnx); with several targets DIR/T each")
     parser.add_argument("--context-window", type=int, metavar="N", help="tokens (default: the model's limit)")
     parser.add_argument("--prefill-chunk", type=int, metavar="N",
                         help="tokens per prefill pass (default: 512, on phones 128, vulkan 256)")
@@ -75,7 +82,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.jobs < 1:
         parser.error(f"--jobs {arguments.jobs}: expected at least 1")
-    if arguments.draft is None and arguments.model == DEMO:
+    if arguments.emit == "onnx":
+        for name in _ARTIFACT_OPTIONS:
+            if getattr(arguments, name) not in (parser.get_default(name), "none"):
+                parser.error(f"--emit onnx: is not compiled for a target; leave --{name.replace('_', '-')} out")
+    elif arguments.draft is None and arguments.model == DEMO:
         arguments.draft = str(DEMO_DRAFT)
     arguments.draft = None if arguments.draft in (None, "none") else Path(arguments.draft)
     if arguments.draft_vocab is not None and arguments.draft is None:
@@ -91,6 +102,9 @@ def run(arguments: argparse.Namespace) -> None:
         report_targets(arguments)
         return
     progress = Progress(arguments.quiet)
+    if arguments.emit == "onnx":
+        emit_onnx(arguments, progress)
+        return
     targets = find_targets(arguments.target, arguments.cpu, arguments.device_limits == "probe",
                            arguments.arch)
     for note in filter(None, (target.note for target in targets)):
@@ -98,7 +112,7 @@ def run(arguments: argparse.Namespace) -> None:
     model = open_model(arguments.model)
     if arguments.draft is not None:
         model = with_draft(model, arguments.draft, arguments.draft_vocab)
-    quantization = arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
+    quantization = default_quantization(arguments)
     plans: dict[Path, Plan] = {}
     for target in targets:
         parts = [model.name, quantization, arguments.activations, target.file_name]
@@ -122,6 +136,27 @@ def run(arguments: argparse.Namespace) -> None:
             for (out, plan), result in zip(plans.items(), results):
                 result["package"] = str(write_package(plan, out))
         report(results, arguments)
+
+
+def default_quantization(arguments: argparse.Namespace) -> str:
+    """The format asked for, or the model's default."""
+    return arguments.quantization or ("q0f32" if arguments.model == DEMO else "q0f16")
+
+
+def emit_onnx(arguments: argparse.Namespace, progress: Progress) -> None:
+    """Write the model as ONNX, or say what would be written. Raises UserError, OSError."""
+    try:
+        from blockffn_mlc.onnx.export import plan_onnx, summary, write_onnx
+    except ImportError as error:
+        raise UserError(f"--emit onnx: needs the Python package {error.name}, which is not installed; "
+                        "run: pip install 'blockffn-mlc[onnx]'") from None
+    model, quantization = open_model(arguments.model), default_quantization(arguments)
+    out = arguments.output or Path("dist") / f"{model.name}-{quantization}-onnx"
+    check_destination(out)
+    graph = plan_onnx(model.config, quantization)
+    if not arguments.dry_run:
+        write_onnx(graph, model.config, model.weights, model.folder, out, progress)
+    report([{"folder": str(out), **summary(graph, model.config, quantization)}], arguments)
 
 
 def build(plans: dict[Path, Plan], model: ModelSource, jobs: int, progress: Progress) -> list[dict[str, Any]]:
@@ -189,11 +224,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
+        kept = ": finished weights are kept" if arguments.emit == "artifact" else ""
         print(f"error: {error.filename or 'writing the artifact'}: {error.strerror or error}; free space or choose "
-              "another -o, then run the same command again: finished weights are kept", file=sys.stderr)
+              f"another -o, then run the same command again{kept}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; finished weights are kept for the next build of the same artifact", file=sys.stderr)
+        kept = "finished weights are kept for the next build of the same artifact"
+        print(f"interrupted; {kept if arguments.emit == 'artifact' else 'nothing was written'}", file=sys.stderr)
         return 130
     return 0
 

@@ -14,6 +14,7 @@ from .chat_config import FILE as CHAT_CONFIG
 from .errors import UserError
 from .shards import Journal
 
+ONNX_MODEL, ONNX_PRODUCER = "model.onnx", "blockffn-mlc"  # the file of ``--emit onnx``, and what it names as its maker
 _LOCK = ".lock"
 _REPLACED = ".replaced"  # inside the folder, the earlier artifact while it is being replaced
 
@@ -59,6 +60,9 @@ def _staging_path(out: Path) -> Path:
 
 def _is_artifact(folder: Path) -> bool:
     try:
+        if (folder / ONNX_MODEL).is_file():
+            with open(folder / ONNX_MODEL, "rb") as model:
+                return ONNX_PRODUCER.encode() in model.read(64)  # the second field of the file
         return "blockffn" in json.loads((folder / CHAT_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         return False
