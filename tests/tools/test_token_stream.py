@@ -59,15 +59,19 @@ def test_a_missing_or_short_stream_is_refused(artifact, content, tokens, found, 
     assert f"at least 80 tokens, found {found}" in error and error.count("\n") == 1
 
 
-def test_break_even(artifact, capsys):
+def test_break_even(artifact, tmp_path):
     """All levels right: every pass brings as many tokens as its tree has levels, and one."""
     result = break_even.measure(Engine.load(artifact), [TreeShape(4, 2, 10)], [0.0, 1.0], tokens=12, rounds=1)
-    plain, wrong, right = result["runs"]
-    assert (plain["nodes"], plain["accept_length"]) == (1, 1.0) and plain["speed"] == 1.0
+    plain, dense, wrong, right = result["runs"]
+    assert (plain["nodes"], plain["accept_length"], plain["dense"]) == (1, 1.0, False) and plain["speed"] == 1.0
+    assert dense["dense"] and dense["accept_length"] == dense["speed_over_dense"] == 1.0 and dense["speed"] != 1.0
+    assert right["speed_over_dense"] == pytest.approx(right["speed"] / dense["speed"])
     assert wrong["accept_length"] == 1.0 and right["accept_length"] == 3.0
     assert 0 < right["union_share"] < 1 and result["plain_ms"] > 0
     header, _, *rows = break_even.table(result).splitlines()[2:]
     assert header.count("|") == rows[0].count("|") and rows[0].startswith("| 4 | 2 |") and "3.00: " in rows[0]
+    break_even.plot(tmp_path / "speed.png", result)
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
 
 
 def test_break_even_needs_a_stream(artifact, capsys):
