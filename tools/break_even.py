@@ -144,7 +144,6 @@ def plot(path: str | Path, result: dict[str, Any]) -> None:
     pyplot = load_pyplot()
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     runs = [run for run in result["runs"] if run["nodes"] > 1]
-    longest = max(run["accept_length"] for run in runs)
     for nodes in sorted({run["nodes"] for run in runs}):
         row = [run for run in runs if run["nodes"] == nodes]
         speeds = [run["speed"] for run in row]
@@ -153,7 +152,8 @@ def plot(path: str | Path, result: dict[str, Any]) -> None:
         dots = axes.errorbar([run["accept_length"] for run in row], speeds, errors, fmt="o", capsize=3,
                              label=f"trees of {nodes}")
         slope = result["plain_ms"] / statistics.median(run["pass_ms"] for run in row)
-        axes.plot((1, longest), (slope, longest * slope), color=dots[0].get_color(), linewidth=1)
+        most = 1 + row[0]["depth"]
+        axes.plot((1, most), (slope, most * slope), color=dots[0].get_color(), linewidth=1)
     axes.axhline(1, color="black", linestyle="--", linewidth=1, label="plain decoding")
     axes.axhline(result["plain_ms"] / result["dense_ms"], color="grey", linestyle=":", linewidth=1,
                  label="plain decoding with every expert")
