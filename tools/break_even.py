@@ -142,7 +142,7 @@ def plot(path: str | Path, result: dict[str, Any]) -> None:
     """Draw ``measure``'s result: for each size of trees a line, what a pass of median time brings by its tokens, and
     the runs themselves with the range of their rounds."""
     pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
     runs = [run for run in result["runs"] if run["nodes"] > 1]
     for nodes in sorted({run["nodes"] for run in runs}):
         row = [run for run in runs if run["nodes"] == nodes]
@@ -159,7 +159,7 @@ def plot(path: str | Path, result: dict[str, Any]) -> None:
                  label="plain decoding with every expert")
     axes.set(xlabel="new tokens per pass", ylabel="speed against plain decoding", xlim=(1, None), ylim=(0, None))
     axes.set_title(f"{result['artifact']}, {result['processor']}, {result['threads']} threads", parse_math=False)
-    axes.legend()
+    figure.legend(loc="outside right upper")
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
     pyplot.close(figure)
