@@ -20,6 +20,8 @@ _LARGER = ("choose another --target, whose devices allow more (docs/targets.md);
 _SMALLER = ("choose a smaller --context-window or --prefill-chunk, 4-bit weights (--quantization q4f16_1) or another "
             "--target, whose devices allow more (docs/targets.md)")
 
+_FEWER = ("leave out MLC's functions, whose kernels take the most (--no-mlc), or choose another --target, whose "
+          "devices allow more (docs/targets.md)")
 
 @dataclass(frozen=True)
 class Limits:
@@ -51,11 +53,11 @@ class Limits:
         nothing was checked."""
         functions = _found(device_functions(module), target, "device functions")
         for name, func in functions.items():
+            _check(target, name, "a list", buffers(func), "buffers", self.buffers, _FEWER)
             for what, value, unit, limit in (
                     ("a work-group", work_group(func), "work-items", self.work_group),
                     ("threadgroup memory", threadgroup_bytes(func), "bytes", self.threadgroup_bytes),
-                    ("an unrolled body", statements(func.body), "statements", self.statements),
-                    ("a list", buffers(func), "buffers", self.buffers)):
+                    ("an unrolled body", statements(func.body), "statements", self.statements)):
                 _check(target, name, what, value, unit, limit, _LARGER)
         return {"work_group": max(map(work_group, functions.values())),
                 "threadgroup_bytes": max(map(threadgroup_bytes, functions.values()))}

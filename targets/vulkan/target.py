@@ -21,8 +21,8 @@ from .spirv import GLSLC
 
 # What every device with Vulkan 1.1 has: maxComputeWorkGroupInvocations, maxComputeSharedMemorySize,
 # maxStorageBufferRange, maxComputeWorkGroupCount (specification, table "Required Limits"). Not so the buffers of a
-# kernel: of maxPerStageDescriptorStorageBuffers 4 are promised, and experts take 8, TVM's kernels of MLC's cache 10.
-# Statements and source are OpenCL's of phones.
+# kernel: of maxPerStageDescriptorStorageBuffers 4 are promised, and experts take 8, trees over MLC's cache 10
+# (docs/vulkan.md says which devices have them). Statements and source are OpenCL's of phones.
 LIMITS = Limits(work_group=128, threadgroup_bytes=16384, buffer_bytes=1 << 27, statements=500, source_bytes=1 << 17,
                 buffers=10, groups=65535)
 _MOST_BYTES = (1 << 31) - 1  # of a buffer: elements are counted in int32

@@ -21,7 +21,7 @@ WORDS = {"work_group": "a work-group of 512 work-items", "threadgroup_bytes": r"
          "statements": r"an unrolled body of \d+ statements", "source_bytes": r"source text of \d+ bytes",
          "buffer_bytes": "a buffer of 134217728 bytes", "buffers": "a list of 4 buffers",
          "groups": "a grid of 9 work-groups along an axis"}
-REMEDIES = {"buffer_bytes": "--context-window", "groups": "--prefill-chunk"}
+REMEDIES = {"buffer_bytes": "--context-window", "groups": "--prefill-chunk", "buffers": "--no-mlc"}
 
 
 @pytest.fixture(scope="module")

@@ -87,6 +87,13 @@ def test_push_constants_beyond_the_limit_are_refused_by_name(vulkan):
         module["check_device"](0)
 
 
+def test_more_buffers_than_the_device_allows_are_refused_by_name(vulkan):
+    most = device_facts("vulkan:0")["max_buffers"]
+    load_module("add", ADD, (*[POINTER] * most, FLOAT32, INT32))["check_device"](0)
+    with pytest.raises(RuntimeError, match=rf"kernel add needs {most + 1} storage buffers, .* has {most}$"):
+        load_module("add", ADD, (*[POINTER] * (most + 1), FLOAT32, INT32))["check_device"](0)
+
+
 def test_a_module_that_suits_the_device_passes_its_check(vulkan):
     load_module("half", HALF, (POINTER, POINTER))["check_device"](0)
 

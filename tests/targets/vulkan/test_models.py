@@ -41,6 +41,7 @@ def shaders_of_model(model):
 def test_shaders_are_valid_and_frugal(model):
     if shutil.which("spirv-val") is None:
         pytest.skip("no spirv-val (apt-get install spirv-tools)")
+    assert max(shader.arguments.count("handle") for shader, _ in shaders_of_model(model)) == 8  # docs/vulkan.md
     asked = set()
     for shader, code in shaders_of_model(model):
         check_spirv(shader, code)

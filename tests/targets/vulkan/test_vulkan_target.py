@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 from building import build
+from small_library import small_graph
 
 from blockffn_mlc import builder
 from blockffn_mlc.errors import UserError
+from blockffn_mlc.libraries import write_libraries
 from runtime_py.devices import list_devices
 from schedules.tiles import GPU_TILES
 from targets import find_target, find_targets
@@ -40,6 +42,15 @@ def test_probed_buffers_are_the_devices_and_the_rest_what_kernels_use(found, byt
     assert target.limits == dataclasses.replace(find_target("vulkan").limits, buffer_bytes=bytes_, buffers=7,
                                                 groups=99999)
     assert target.tiles == GPU_TILES["generic"] and int(target.tvm_target.attrs["max_num_threads"]) == 128
+
+
+def test_kernels_that_take_more_buffers_than_the_probed_device_has_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(vulkan, "list_devices", devices(max_allocation_bytes=1 << 27, max_buffers=4, max_groups=65535))
+    target = find_target("vulkan", probe=True)
+    with pytest.raises(UserError, match=r"^kernel add_kernel: a list of 5 buffers, target vulkan allows 4; leave out "
+                                        r"MLC's functions, .* \(--no-mlc\), or choose another --target, "):
+        write_libraries(small_graph(inputs=4), target, tmp_path / "library", "", lambda stage: None)
+    assert list(write_libraries(small_graph(inputs=3), target, tmp_path / "library", "", lambda stage: None))
 
 
 def test_probing_needs_a_device_and_a_target_that_asks(monkeypatch):
