@@ -144,15 +144,13 @@ void Stream::Wait(uint64_t number) {
 }
 
 bool Stream::Settle(uint64_t number) noexcept {
-  for (int attempt = 0; attempt < 2; ++attempt) {  // behind a batch that is refused, those before may still run
-    try {
-      Await(number);
-      return true;
-    } catch (...) {
-      untold_ = std::current_exception();
-    }
+  try {
+    Await(number);
+    return true;
+  } catch (...) {  // a batch that is refused is not in use, but those before it may be
+    untold_ = std::current_exception();
+    return false;
   }
-  return false;
 }
 
 void Stream::Await(uint64_t number) {
