@@ -21,7 +21,8 @@ class EmulatedEngine:
     it appends to them. Errors of the library come as they are."""
 
     def __init__(self, module: Any, folder: Path, device_type: int = _CPU, device_index: int = 0) -> None:
-        """``module``: the loaded library. ``folder``: with tensor-cache.json. ``device_type``: DLPack's number."""
+        """``module``: the library, loaded by the caller, who may have others that use it (``model_library``; this file
+        stands alone). ``folder``: with tensor-cache.json. ``device_type``: DLPack's number."""
         self._module = module
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](device_type, device_index, _POOLED, _CPU, 0, _POOLED)

@@ -10,16 +10,13 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from ..builder import choose, factory, kernel, when
+from ..serving import COLD, MASKED, WORD_BITS
 from ..tiles import CpuTiles
 from .matrix import matrix
 from .norm import normed_row
 from .rope import rotate
 from .rows import FloatRows, encoded
 from .vector import Register, exp, for_lanes, load, over_rows, over_token_tiles, splat, store, sum_over, vector
-
-_MASKED = -3.4028234663852886e38  # the lowest float32
-_COLD = 1e-5  # a temperature at or below it: only the most likely tokens
-_WORD_BITS = 32
 
 
 @factory
@@ -157,7 +154,7 @@ def softmax_with_temperature(tiles: CpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
         probs = k.tensor((b, 1, vocab))
 
         def body(row: Any) -> None:
-            largest = Register(1, T.float32(_MASKED))
+            largest = Register(1, T.float32(MASKED))
             with T.serial(0, vocab) as i:
                 largest.set(T.max(largest.get(), logits[row, 0, i]))
 
@@ -176,7 +173,7 @@ def softmax_with_temperature(tiles: CpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
                 inverse = Register(1, T.float32(1) / temperature[row]).get()
                 write(lambda i, lanes: exp(distance(i, lanes) * splat(inverse, lanes), lanes))
 
-            choose(temperature[row] <= T.float32(_COLD),
+            choose(temperature[row] <= T.float32(COLD),
                    lambda: write(lambda i, lanes: T.cast(distance(i, lanes) >= splat(0.0, lanes),
                                                          vector("float32", lanes))), warm)
 
@@ -234,12 +231,12 @@ def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
         b, count = k.rows_var(), k.rows_var()
         logits = k.tensor((b, vocab))
         rows = k.tensor((count,), "int32")
-        bits = k.tensor((b, -(-vocab // _WORD_BITS)), "int32")
+        bits = k.tensor((b, -(-vocab // WORD_BITS)), "int32")
         with T.serial(0, count) as i, T.serial(0, vocab) as token:
             row = T.bind(rows[i])
-            bit = T.bitwise_and(T.shift_right(bits[row, token // _WORD_BITS], T.cast(token % _WORD_BITS, "int32")), 1)
+            bit = T.bitwise_and(T.shift_right(bits[row, token // WORD_BITS], T.cast(token % WORD_BITS, "int32")), 1)
             with when(bit == 0):
-                T.buffer_store(logits, T.float32(_MASKED), [row, token])
+                T.buffer_store(logits, T.float32(MASKED), [row, token])
     return k.func
 
 
@@ -258,7 +255,7 @@ def whole_vocabulary(tiles: CpuTiles, vocab: int, listed: int) -> tvm.tirx.PrimF
 
         def body(row: Any) -> None:
             with T.serial(0, vocab) as v:
-                T.buffer_store(y, T.if_then_else(places[v] >= 0, x[row, places[v]], T.float32(_MASKED)), [row, v])
+                T.buffer_store(y, T.if_then_else(places[v] >= 0, x[row, places[v]], T.float32(MASKED)), [row, v])
 
         over_rows(b, tiles.parallel_rows, body)
     return k.func

@@ -9,6 +9,7 @@ import tvm
 from tvm.script.ir_builder import tirx as T
 
 from ..builder import factory, when
+from ..serving import COLD, MASKED, WORD_BITS
 from ..tiles import GpuTiles
 from .grid import Local, barrier, ceil_div, float32, kernel, launch, reduce, shared, strided, total
 from .latent_query import project
@@ -16,10 +17,6 @@ from .matrix import LANES, Row, matrix
 from .norm import norm_factor
 from .product import Product, Variant
 from .rope import rotate
-
-_MASKED = -3.4028234663852886e38  # the lowest float32
-_COLD = 1e-5  # a temperature at or below it: only the most likely tokens
-_WORD_BITS = 32
 
 
 @factory
@@ -131,8 +128,8 @@ def softmax_with_temperature(tiles: GpuTiles, vocab: int) -> tvm.tirx.PrimFunc:
         probs = k.tensor((b, 1, vocab))
 
         with launch((b,), (tiles.items,)) as ((row,), (item,)):
-            largest, weights = Local(1, _MASKED), Local(1, 0.0)
-            cold = T.bind(temperature[row] <= T.float32(_COLD))
+            largest, weights = Local(1, MASKED), Local(1, 0.0)
+            cold = T.bind(temperature[row] <= T.float32(COLD))
             inverse = T.bind(T.Select(cold, T.float32(1), T.float32(1) / temperature[row]))
             strided(item, vocab, tiles.items, lambda i: largest.set(0, T.max(largest[0], logits[row, 0, i])))
             (top,) = reduce(item, tiles.items, [largest[0]], T.max)
@@ -193,15 +190,15 @@ def apply_bitmask(vocab: int) -> tvm.tirx.PrimFunc:
         b, count = k.rows_var(), k.rows_var()
         logits = k.tensor((b, vocab))
         rows = k.tensor((count,), "int32")
-        bits = k.tensor((b, -(-vocab // _WORD_BITS)), "int32")
+        bits = k.tensor((b, -(-vocab // WORD_BITS)), "int32")
         with launch((ceil_div(vocab, LANES), count), (LANES,)) as ((part, i), (lane,)):
             token = T.bind(part * LANES + lane)
             with when(token < vocab):
                 row = T.bind(rows[i])
-                bit = T.bitwise_and(T.shift_right(bits[row, T.truncdiv(token, _WORD_BITS)],
-                                                  T.truncmod(token, _WORD_BITS)), T.int32(1))
+                bit = T.bitwise_and(T.shift_right(bits[row, T.truncdiv(token, WORD_BITS)],
+                                                  T.truncmod(token, WORD_BITS)), T.int32(1))
                 with when(bit == 0):
-                    T.buffer_store(logits, T.float32(_MASKED), [row, token])
+                    T.buffer_store(logits, T.float32(MASKED), [row, token])
     return k.func
 
 
@@ -217,7 +214,7 @@ def whole_vocabulary(tiles: GpuTiles, vocab: int, listed: int) -> tvm.tirx.PrimF
             token = T.bind(part * tiles.items + item)
             with when(token < vocab):
                 place = T.bind(places[token])
-                T.buffer_store(y, T.if_then_else(place >= 0, x[row, place], T.float32(_MASKED)), [row, token])
+                T.buffer_store(y, T.if_then_else(place >= 0, x[row, place], T.float32(MASKED)), [row, token])
     return k.func
 
 

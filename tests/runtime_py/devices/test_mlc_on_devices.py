@@ -12,9 +12,9 @@ from runtime_py.selftest import checks
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden"
 DEMO = ()  # the model that is built where none is named: latent attention, and a draft model
-MODELS = {  # the device, the model, its format, and the kind of MLC's cache
+MODELS = {  # the device, the model, its format, and the kind of MLC's cache: drafts take "mha"
     "gqa on opencl": (opencl_device, "gqa_block_linear", "q0f32", "mha"),
-    "mla on opencl": (opencl_device, "mla_block", "q4f32_1", "mla"),
+    "demo on opencl": (opencl_device, DEMO, "q4f32_1", "mla"),
     "gqa on vulkan": (vulkan_device, "gqa_block_linear", "q0f32", "mha"),
     "mla on vulkan": (vulkan_device, "mla_block", "q4f16_1", "mla"),
     "demo on vulkan": (vulkan_device, DEMO, "q0f32", "mha"),
@@ -33,7 +33,7 @@ def test_mlc_check_and_verify(tmp_path, capsys, monkeypatch, name):
     device = find()
     monkeypatch.setattr(checks, "TOKENS", (1, 14))  # every further form of a kernel is a program to compile
     source = ("--model", GOLDEN / model) if model else ()
-    draft = ("--draft", GOLDEN / "eagle_gqa") if model == "gqa_block_linear" else ()  # the demo has one
+    draft = ("--draft", "none" if kind == "mla" else GOLDEN / "eagle_gqa") if model or kind == "mla" else ()
     build(*source, *draft, "--quantization", quantization, "--target", device.kind, "--mlc", "-q",
           "-o", tmp_path / "model")
     assert main(["mlc-check", str(tmp_path / "model"), "--device", device.name, "--json"]) == 0
@@ -42,7 +42,7 @@ def test_mlc_check_and_verify(tmp_path, capsys, monkeypatch, name):
     samples = device.kind == "vulkan"  # elsewhere MLC's engine chooses tokens on the processor
     steps = {step["name"] for step in found["steps"]}
     assert steps >= STEPS and (steps >= CHOICES) == samples and ("verify a chain" in steps) == (kind == "mha")
-    assert (steps >= DRAFT) == (model != "mla_block")
+    assert (steps >= DRAFT) == (kind == "mha")
     assert (found["functions"]["argsort_probs"] == "present") == samples
     assert (found["functions"]["extend"] == "present") == (kind == "mla")
     assert main(["verify", str(tmp_path / "model"), "--device", device.name, "--json"]) == 0
