@@ -35,14 +35,21 @@ PROMPT = [1, 5, 9, 33, 7, 100]
 
 
 @pytest.fixture(scope="module")
-def artifacts(tmp_path_factory):
-    """By name, with MLC's functions. Few token tiles compile fast and change no result."""
-    folder, target = tmp_path_factory.mktemp("mlc"), find_target("cpu")
-    target = replace(target, tiles=replace(target.tiles, q4_token_tiles=(1, 4)))
+def few_tiles():
+    """Few token tiles compile fast and change no result."""
+    target = find_target("cpu")
+    target = replace(target, tiles=replace(target.tiles, token_tiles=(1, 4), q4_token_tiles=(1, 4)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(TARGETS, "cpu", replace(TARGETS["cpu"], make=lambda cpu: target))
-        for name, options in MODELS.items():
-            build(*options, "--activations", "f32", "--mlc", "-q", "-o", folder / name)
+        yield
+
+
+@pytest.fixture(scope="module")
+def artifacts(few_tiles, tmp_path_factory):
+    """By name, with MLC's functions."""
+    folder = tmp_path_factory.mktemp("mlc")
+    for name, options in MODELS.items():
+        build(*options, "--activations", "f32", "--mlc", "-q", "-o", folder / name)
     return {name: folder / name for name in MODELS}
 
 
@@ -81,7 +88,7 @@ def test_our_own_runtime_runs_the_same_artifact(artifacts, engine):
     assert "create_tir_paged_kv_cache" not in json.loads((artifacts["gqa"] / "kernels.json").read_text())["passes"]
 
 
-def test_an_artifact_without_the_functions(tmp_path, capsys):
+def test_an_artifact_without_the_functions(few_tiles, tmp_path, capsys):
     build("--model", GOLDEN / "gqa_block_linear", "--quantization", "q0f32", "-q", "-o", tmp_path / "plain")
     assert main(["mlc-check", str(tmp_path / "plain")]) == 1
     captured = capsys.readouterr()
