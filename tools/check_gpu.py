@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="metal" if sys.platform == "darwin" else "cuda", metavar="NAME",
                         help="cuda, metal, or any that 'python -m runtime_py devices' lists (here: %(default)s)")
+    parser.add_argument("--target", metavar="NAME", help="to build for; default: the device's kind")
     parser.add_argument("--formats", default=",".join(FORMATS), metavar="Q,Q", help="default: %(default)s")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="to generate (default: 64)")
     parser.add_argument("--skip-bench", action="store_true", help="time nothing")
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     facts = {"name": device.product} if device.kind == "cpu" else device_facts(device.name)
     with tempfile.TemporaryDirectory(prefix="blockffn-check-") as folder:
-        formats = {name: check(name, device.kind, device.name, facts, Path(folder), arguments)
+        formats = {name: check(name, arguments.target or device.kind, device.name, facts, Path(folder), arguments)
                    for name in arguments.formats.split(",")}
     ok = all(step["ok"] for steps in formats.values() for step in steps.values())
     report = {"device": device.name, "facts": facts, "processor": processor(), "system": platform.platform(),
@@ -59,37 +60,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if ok else 1
 
 
-def check(weight_format: str, kind: str, device: str, facts: dict[str, Any], folder: Path,
+def check(weight_format: str, target: str, device: str, facts: dict[str, Any], folder: Path,
           arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """All steps of one weight format, by name."""
     steps: dict[str, dict[str, Any]] = {}
-    artifacts = {target: folder / f"{weight_format}-{target}" for target in (kind, "cpu")}
+    artifacts = {name: folder / f"{weight_format}-{name.replace(':', '-')}" for name in (target, "cpu")}
 
     def step(name: str, command: Sequence[str], needs: Sequence[str] = ()) -> None:
         failed = [needed for needed in needs if not steps[needed]["ok"]]
         steps[name] = {"ok": False, "error": f"needs {failed[0]}, which failed"} if failed else run(command)
         print(f"{weight_format:8} {name:16} {'ok' if steps[name]['ok'] else steps[name]['error']}", file=sys.stderr)
 
-    for target, artifact in artifacts.items():
-        coded = ["--activations", "f32"] if target == "cpu" and weight_format.startswith("q4") else []
-        step(f"build {target}", ["build.py", "--target", target, "--quantization", weight_format, "-o", str(artifact),
-                                 "-q", "--json", *coded, *architecture(target, facts)])
+    for name, artifact in artifacts.items():
+        coded = ["--activations", "f32"] if name == "cpu" and weight_format.startswith("q4") else []
+        step(f"build {name}", ["build.py", "--target", name, "--quantization", weight_format, "-o", str(artifact),
+                               "-q", "--json", *coded, *architecture(name, facts)])
+    for path in artifacts[target].glob("lib/*.json"):  # what kernels take of the device
+        steps[f"build {target}"]["kernels"] = json.loads(path.read_text(encoding="utf-8"))
     runtime = ["-m", "runtime_py"]
-    on_device = [str(artifacts[kind]), "--device", device, "--json"]
-    step("verify", [*runtime, "verify", *on_device], [f"build {kind}"])
+    on_device = [str(artifacts[target]), "--device", device, "--json"]
+    step("verify", [*runtime, "verify", *on_device], [f"build {target}"])
     greedy = ["--prompt", _PROMPT, "--max-tokens", str(arguments.tokens), "--temperature", "0"]
     step("processor", [*runtime, "generate", str(artifacts["cpu"]), "--json", *greedy, "--draft", "none"],
          ["build cpu"])
     for draft in DRAFTS:
-        step(f"draft {draft}", [*runtime, "generate", *on_device, *greedy, "--draft", draft], [f"build {kind}"])
+        step(f"draft {draft}", [*runtime, "generate", *on_device, *greedy, "--draft", draft], [f"build {target}"])
     expected = steps["processor"].get("result", {}).get("ids")
     for draft in DRAFTS:
         found = steps[f"draft {draft}"].get("result", {}).get("ids")
         if expected and found:
             steps[f"draft {draft}"]["tokens_as_processor"] = _same(expected, found)
     if not arguments.skip_bench:
-        step("bench", [*runtime, "bench", str(artifacts[kind]), "--device", device, "-n", "32", "-o", "json"],
-             [f"build {kind}"])
+        step("bench", [*runtime, "bench", str(artifacts[target]), "--device", device, "-n", "32", "-o", "json"],
+             [f"build {target}"])
     return steps
 
 
@@ -113,7 +116,8 @@ def run(command: Sequence[str]) -> dict[str, Any]:
 
 def architecture(target: str, facts: dict[str, Any]) -> list[str]:
     """``--arch`` for the device that is here."""
-    return ["--arch", "sm_" + str(facts["version"]).replace(".", "")] if target == "cuda" and "version" in facts else []
+    known = target.partition(":")[0] == "cuda" and "version" in facts
+    return ["--arch", "sm_" + str(facts["version"]).replace(".", "")] if known else []
 
 
 def _same(expected: list[int], found: list[int]) -> int:

@@ -1,6 +1,7 @@
 """The check of a graphics card, with this processor in its place."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -60,6 +61,25 @@ def test_tokens_are_counted_up_to_the_first_that_differs(answers, tmp_path):
     assert "bench" not in steps
 
 
+def test_what_kernels_take_is_in_the_report(answers, tmp_path, monkeypatch):
+    """For a target that is not the device's kind, too."""
+    _, commands = answers
+    ran = check_gpu.run
+
+    def run(command):
+        if "cuda:mma" in command:
+            library = Path(command[command.index("-o") + 1]) / "lib"
+            library.mkdir(parents=True)
+            (library / "library.json").write_text('{"compiler": "a compiler"}')
+        return ran(command)
+
+    monkeypatch.setattr(check_gpu, "run", run)
+    steps = report(tmp_path, "--skip-bench", "--target", "cuda:mma")[1]["formats"]["q4f16_1"]
+    assert steps["build cuda:mma"]["kernels"] == {"compiler": "a compiler"} and "kernels" not in steps["build cpu"]
+    artifact = commands[0][commands[0].index("-o") + 1]
+    assert artifact.endswith("q4f16_1-cuda-mma") and ["verify", artifact] == commands[2][2:4]
+
+
 def test_commands_are_run():
     step = check_gpu.run(["-m", "runtime_py", "devices", "--json"])
     assert step["ok"] and step["result"]["devices"][0]["device"] == "cpu" and step["seconds"] > 0
@@ -69,6 +89,7 @@ def test_commands_are_run():
 
 def test_the_architecture_is_the_devices():
     assert check_gpu.architecture("cuda", {"version": "9.0"}) == ["--arch", "sm_90"]
+    assert check_gpu.architecture("cuda:mma", {"version": "8.7"}) == ["--arch", "sm_87"]
     assert check_gpu.architecture("metal", {"version": "9.0"}) == check_gpu.architecture("cuda", {}) == []
 
 
