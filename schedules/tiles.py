@@ -80,9 +80,11 @@ CPU_TILES |= {
 class GpuTiles(Tiles):
     """Work-groups of one kind of GPU.
 
-    A work-group of a matrix kernel is ``output_tile`` outputs (neighbouring work-items, which read neighbouring
-    words) times ``slices`` work-items that share each output's inputs and add their sums up in threadgroup memory.
-    ``token_tiles``: rows computed together, a kernel each; the smallest that holds all rows, else the largest.
+    A work-group of a matrix kernel has ``slices`` work-items for each of ``output_tile`` outputs. ``load_bytes``: what
+    a work-item reads of a matrix at once (4, 8 or 16), at most ``load_lanes`` numbers (Metal has no longer vectors):
+    the weights of neighbouring outputs, whose sums it keeps, for a share of the inputs; the sums are added up in
+    threadgroup memory. ``token_tiles``: rows computed together, a kernel each; the smallest that holds all rows, else
+    the largest. ``sums``: rows times outputs of a work-item, at most.
     ``prefill_tile``: rows computed together in passes of more tokens than a tree has, where the ``slices`` share an
     output's rows and not its inputs; fewer where threadgroup memory does not suffice, 0: as for smaller passes.
     ``local_bytes``: threadgroup memory that a kernel may use.
@@ -92,6 +94,9 @@ class GpuTiles(Tiles):
     token_tiles: tuple[int, ...]
     local_bytes: int
     prefill_tile: int = 0
+    load_bytes: int = 16
+    load_lanes: int = 8
+    sums: int = 32
     output_tile: int = 32
 
     @property
@@ -109,15 +114,16 @@ class GpuTiles(Tiles):
         return next((rows for rows in (16, 8, 4, 2) if rows * row_bytes <= self.local_bytes // 2), 1)
 
 
-# Partial sums take slices * token_tiles[-1] * output_tile * 4 bytes of threadgroup memory; a prefill tile, 8 rows for
-# each slice, 128 per row and 4096. "opencl" has none: the drivers that it was measured with run on processors, where
-# caches do as much.
+# Threadgroup memory: partial sums of a few rows at a time take a quarter of it; a prefill tile, 8 rows for each slice,
+# 128 per row and 4096. "opencl" has no such tile: the drivers that it was measured with run on processors, where caches
+# do as much. Registers: a work-item of Mali has 64, one of Adreno about as many in groups of 256; 32 sums leave half of
+# them for weights, inputs and indices. NVIDIA's have up to 255.
 GPU_TILES: dict[str, GpuTiles] = {
-    "adreno": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=64),
-    "mali": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=32),
-    "generic": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=16384, prefill_tile=32),
-    "cuda": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=49152, prefill_tile=64),
-    "metal": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=64),
-    "iphone": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768, prefill_tile=32),
-    "opencl": GpuTiles(slices=4, token_tiles=(1, 4, 8, 16), local_bytes=32768),
+    "adreno": GpuTiles(slices=8, token_tiles=(1, 4, 8), local_bytes=32768, prefill_tile=64),
+    "mali": GpuTiles(slices=4, token_tiles=(1, 4, 8), local_bytes=32768, prefill_tile=32),
+    "generic": GpuTiles(slices=4, token_tiles=(1, 4, 8), local_bytes=16384, prefill_tile=32),
+    "cuda": GpuTiles(slices=8, token_tiles=(1, 4, 8, 16), sums=64, local_bytes=49152, prefill_tile=64),
+    "metal": GpuTiles(slices=8, token_tiles=(1, 4, 8), local_bytes=32768, prefill_tile=64, load_lanes=4),
+    "iphone": GpuTiles(slices=4, token_tiles=(1, 4, 8), local_bytes=32768, prefill_tile=32, load_lanes=4),
+    "opencl": GpuTiles(slices=4, token_tiles=(1, 4, 8), local_bytes=32768),
 }

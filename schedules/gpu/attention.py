@@ -36,7 +36,7 @@ def attention(tiles: GpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
         visible = k.tensor((n,), "int32")
         ancestors = k.tensor((n, 2), "int32")
         past = k.scalar("past")
-        v_up = matrix(k, weight_format, (heads, v_dim, value_dim), tiles.output_tile) if v_dim else None
+        v_up = matrix(k, tiles, weight_format, (heads, v_dim, value_dim)) if v_dim else None
         out = k.tensor((n, heads * (v_dim or value_dim)))
 
         with launch((heads // share, n), (LANES, tiles.slices)) as ((heads_index, row), (lane, part)):
@@ -52,7 +52,7 @@ def attention(tiles: GpuTiles, heads: int, kv_heads: int, slots: int, *, key_dim
             if v_up is None:
                 block.mix(lambda head, i, value: T.buffer_store(out, value, [row, (first + head) * value_dim + i]))
             else:
-                product, mix = Product(tiles, Variant(1), lane, part), shared((share, value_dim))
+                product, mix = Product(tiles, Variant(1), v_up, lane, part), shared((share, value_dim))
                 barrier()  # everyone is done with the last block, whose memory this may be
                 block.mix(lambda head, i, value: T.buffer_store(mix, value, [head, i]))
                 barrier()

@@ -19,7 +19,7 @@ def embedding(tiles: GpuTiles, vocab: int, width: int, weight_format: str, scale
     with kernel(__name__) as k:
         n = k.rows_var()
         ids = k.tensor((n,), "int32")
-        blocks = [matrix(k, weight_format, (rows, width), tiles.output_tile) for rows in row_blocks or (vocab,)]
+        blocks = [matrix(k, tiles, weight_format, (rows, width)) for rows in row_blocks or (vocab,)]
         y = k.tensor((n, width))
 
         with launch((ceil_div(width, tiles.items), n), (tiles.items,)) as ((block, row), (item,)):

@@ -54,7 +54,7 @@ class Local:
     """A private array of one work-item; in registers if all indices are Python integers."""
 
     def __init__(self, size: int, value: Any = None, dtype: str = "float32") -> None:
-        self.size, self._dtype = size, dtype
+        self.size, self.dtype = size, dtype
         self._buffer = T.alloc_buffer((size,), dtype, scope="local")
         if value is not None:
             for i in range(size):
@@ -66,7 +66,7 @@ class Local:
     def set(self, i: Any, value: Any) -> None:
         """self[i] = value"""
         if isinstance(value, int | float):
-            value = tvm.tirx.const(value, self._dtype)
+            value = tvm.tirx.const(value, self.dtype)
         T.buffer_store(self._buffer, value, [i])
 
     def add(self, i: Any, value: Any) -> None:
@@ -120,9 +120,29 @@ def total(item: Any, items: int, *values: Any) -> list[Any]:
     return reduce(item, items, values, lambda a, b: a + b)
 
 
+def vector(dtype: str, lanes: int) -> str:
+    """The type of a vector."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def lanes(value: Any) -> int:
+    """Lanes of a value of TIR."""
+    return tvm.DataType(str(value.ty.dtype)).lanes
+
+
+def splat(value: Any, like: Any) -> Any:
+    """A scalar in as many lanes as ``like`` has."""
+    return value if lanes(like) == 1 else T.broadcast(value, lanes(like))
+
+
 def float32(value: Any) -> Any:
     """A value of any float type as float32."""
-    return T.cast(value, "float32")
+    return T.cast(value, vector("float32", lanes(value)))
+
+
+def load(buffer: T.Buffer, outer: Sequence[Any], number: Any, size: int) -> Any:
+    """Vector ``number`` of those of ``size`` elements that buffer[outer] consists of."""
+    return buffer[(*outer, number if size == 1 else T.ramp(number * size, 1, size))]
 
 
 def load4(buffer: T.Buffer, *index: Any) -> list[Any]:

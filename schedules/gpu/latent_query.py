@@ -15,7 +15,7 @@ from .matrix import LANES, Matrix, Row, matrix
 from .product import Product, Variant, by_tokens, variants
 from .rope import rotate
 
-_MOST_ROWS = 8  # of a sliced tile: two products unroll them
+_MOST_ROWS = 4  # of a sliced tile: two products unroll them
 
 
 @factory
@@ -26,17 +26,18 @@ def latent_query(tiles: GpuTiles, heads: int, inputs: int, nope: int, rope: int,
     with kernel(__name__) as k:
         n = k.rows_var()
         x = k.tensor((n, inputs))
-        q_up = matrix(k, weight_format, (heads, nope + rope, inputs), tiles.output_tile)
-        k_up = matrix(k, weight_format, (heads, latent, nope), tiles.output_tile)
+        q_up = matrix(k, tiles, weight_format, (heads, nope + rope, inputs))
+        k_up = matrix(k, tiles, weight_format, (heads, latent, nope))
         pos = k.tensor((n,), "int32")
         table = k.tensor((positions, rope))
         q = k.tensor((n, heads, latent + rope))
 
         def emit(variant: Variant) -> None:
             tokens = variant.tokens
-            with launch((heads, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((head, block), (lane, part)):
+            groups = ceil_div(n, tokens), heads  # those that read the same weights are neighbours
+            with launch(groups, (LANES, tiles.slices)) as ((block, head), (lane, part)):
                 first = T.bind(block * tokens)
-                product, own = Product(tiles, variant, lane, part), shared((tokens, nope + rope))
+                product, own = Product(tiles, variant, q_up, lane, part), shared((tokens, nope + rope))
                 project(product, q_up, (head,), token_rows(x, first, product.rows, n), lane,
                         lambda t, value, output: T.buffer_store(own, value, [t, output]))
 
@@ -51,7 +52,7 @@ def latent_query(tiles: GpuTiles, heads: int, inputs: int, nope: int, rope: int,
                                lambda i: own[t, nope + i],
                                lambda value, i: T.buffer_store(q, value, [first + t, head, latent + i]))
 
-        by_tokens(n, variants(tiles, row_bytes=4 * (nope + rope), most=_MOST_ROWS), emit)
+        by_tokens(n, variants(tiles, q_up, row_bytes=4 * (nope + rope), most=_MOST_ROWS), emit)
     return k.func
 
 
@@ -65,5 +66,5 @@ def project(product: Product, w: Matrix, outer: tuple[Any, ...], rows: list[Row]
             with when(w.owns(tile, lane)):
                 write(t, value, output)
 
-        product.multiply(w, outer, output, rows, owned)
+        product.multiply(w, outer, tile, rows, owned)
         barrier()

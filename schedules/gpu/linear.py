@@ -24,7 +24,7 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
     with kernel(__name__) as k:
         n = k.rows_var()
         x = k.tensor((n, inputs))
-        blocks = [matrix(k, weight_format, (rows, inputs), tiles.output_tile) for rows in row_blocks or (outputs,)]
+        blocks = [matrix(k, tiles, weight_format, (rows, inputs)) for rows in row_blocks or (outputs,)]
         b = k.tensor((outputs,), bias_dtype) if bias_dtype else None
         residual = k.tensor((n, outputs)) if residual_scale is not None else None
         y = k.tensor((n, outputs))
@@ -36,10 +36,10 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
                 before += w.outputs
 
         def emit_block(variant: Variant, w: Matrix, before: int) -> None:
-            groups = w.tiles, ceil_div(n, variant.tokens)
-            with launch(groups, (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+            groups = ceil_div(n, variant.tokens), w.tiles  # those that read the same weights are neighbours
+            with launch(groups, (LANES, tiles.slices)) as ((block, tile), (lane, part)):
                 first, output = block * variant.tokens, w.output(tile, lane)
-                product, column = Product(tiles, variant, lane, part), before + output
+                product, column = Product(tiles, variant, w, lane, part), before + output
 
                 def write(t: Any, value: Any) -> None:
                     row = first + t
@@ -50,9 +50,9 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
                             value = residual[row, column] + T.float32(residual_scale) * value
                         T.buffer_store(y, value, [row, column])
 
-                product.multiply(w, (), output, token_rows(x, first, product.rows, n), write)
+                product.multiply(w, (), tile, token_rows(x, first, product.rows, n), write)
 
-        by_tokens(n, variants(tiles), emit)
+        by_tokens(n, variants(tiles, blocks[0]), emit)
     return k.func
 
 

@@ -1,15 +1,18 @@
 """Rows times a packed matrix, by one work-group: a tile of outputs for a tile of rows, in one of two ways.
 
-*Sliced*: every work-item has all rows of the tile. The blocks of inputs of an output are dealt out to the ``slices``
-work-items that share it, weights become float32 in registers, the sums of the slices are added up at the end.
+*Sliced*: every work-item has all rows of the tile and a vector of the outputs. The inputs are dealt out, eight at a
+time, to the work-items of a vector, weights become float32 in registers, the sums of these slices are added up at the
+end.
 
-*Staged*, for many rows: the rows are dealt out to these work-items, and all of them go through all inputs. A block of
+*Staged*, for many rows: a work-item has one output and a share of the rows, and goes through all inputs. A block of
 inputs at a time, the group copies its rows and turns the weights into float32 in threadgroup memory: each weight is
 read, and unpacked, once for all rows of the tile, each number of a row once for all outputs.
 """
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,19 +32,27 @@ class Variant(NamedTuple):
     tokens: int
     staged: bool = False
 
-    def local_bytes(self, tiles: GpuTiles) -> int:
+    def local_bytes(self, tiles: GpuTiles, w: Matrix) -> int:
         """Threadgroup memory that a ``Product`` takes."""
-        return self.tokens * 4 * BLOCK + _WEIGHTS_BYTES if self.staged else self.tokens * 4 * tiles.items
+        if self.staged:
+            return self.tokens * 4 * BLOCK + _WEIGHTS_BYTES
+        return _rows_added_up(tiles, self, w) * 4 * tiles.items * (w.vector + 1)
 
 
-def variants(tiles: GpuTiles, *, row_bytes: int = 0, other_bytes: int = 0, most: int | None = None) -> list[Variant]:
+def sliced_variants(tiles: GpuTiles, w: Matrix, most: int | None = None) -> list[Variant]:
+    """Variants of at most ``most`` rows whose sums fit into a work-item's registers."""
+    return [Variant(tokens) for tokens in tiles.token_tiles
+            if tokens * w.vector <= tiles.sums and (most is None or tokens <= most)]
+
+
+def variants(tiles: GpuTiles, w: Matrix, *, row_bytes: int = 0, other_bytes: int = 0,
+             most: int | None = None) -> list[Variant]:
     """All variants whose threadgroup memory suffices, where a kernel keeps ``row_bytes`` per row and ``other_bytes``
     there besides its product; sliced ones of at most ``most`` rows."""
     def fits(variant: Variant) -> bool:
-        return variant.local_bytes(tiles) + variant.tokens * row_bytes + other_bytes <= tiles.local_bytes
+        return variant.local_bytes(tiles, w) + variant.tokens * row_bytes + other_bytes <= tiles.local_bytes
 
-    sizes = [tokens for tokens in tiles.token_tiles if most is None or tokens <= most]
-    sliced = [variant for variant in map(Variant, sizes) if fits(variant)]
+    sliced = [variant for variant in sliced_variants(tiles, w, most) if fits(variant)]
     sizes = [tiles.prefill_tile >> halvings for halvings in range(3)]
     staged = [Variant(tokens, staged=True) for tokens in sizes if tokens > sliced[-1].tokens]
     return sliced + [variant for variant in staged if fits(variant)][:1]
@@ -59,36 +70,47 @@ def by_tokens(n: Any, choices: Sequence[Variant], emit: Callable[[Variant], None
 
 
 class Product:
-    """What a work-item, ``lane`` and ``part`` of its group, needs to multiply a tile of rows by matrices. ``rows``:
-    which of them it has, ascending."""
+    """What a work-item, ``lane`` and ``part`` of its group, needs to multiply a tile of rows by matrices like ``w``.
+    ``rows``: which of them it has, ascending. Sliced, it has vector ``number`` of a tile's outputs and ``slice``
+    of the ``slices`` of the inputs."""
 
-    def __init__(self, tiles: GpuTiles, variant: Variant, lane: Any, part: Any) -> None:
-        self._slices, self._staged, self._lane, self._part = tiles.slices, variant.staged, lane, part
+    def __init__(self, tiles: GpuTiles, variant: Variant, w: Matrix, lane: Any, part: Any) -> None:
+        self._tiles, self._staged, self._lane, self._part = tiles, variant.staged, lane, part
+        self._column = w.column(lane)
         self.rows = [part + turn for turn in range(0, variant.tokens, tiles.slices)] if variant.staged else list(
             range(variant.tokens))
         if variant.staged:
             self._weights, self._inputs = shared((BLOCK, LANES)), shared((variant.tokens, BLOCK))
         else:
-            self._partial = shared((tiles.slices, variant.tokens, LANES))
+            self.slices = tiles.slices * w.vector
+            self.slice = T.bind(part * w.vector + T.truncdiv(lane, w.vectors))
+            self.number = T.bind(T.truncmod(lane, w.vectors))
+            self._at_once = _rows_added_up(tiles, variant, w)
+            self._partial = shared((self.slices, self._at_once, LANES))
+            self._sums = shared((tiles.slices, self._at_once, LANES))
 
-    def multiply(self, w: Matrix, outer: Sequence[Any], output: Any, rows: Sequence[Row],
+    def multiply(self, w: Matrix, outer: Sequence[Any], tile: Any, rows: Sequence[Row],
                  write: Callable[[Any, Any], None], active: Any = None) -> None:
-        """``write(t, sum)`` with row t times w[outer, output] for every row t of the tile, by one work-item each;
-        ``rows`` are this item's. Contains barriers, none behind its last read of threadgroup memory. ``active``:
-        whether the group has anything to do (None: it has); rows and weights are not read otherwise."""
-        acc, some = Local(len(rows), 0.0), T.bool(True) if active is None else active
+        """``write(t, sum)`` with row t times w[outer, output] for every row t of the tile and every output of the
+        matrix's tile, by one work-item each, whose ``lane`` is the output's; ``rows`` are this item's. Contains
+        barriers, none behind its last read of threadgroup memory. ``active``: whether the group has anything to do
+        (None: it has); rows and weights are not read otherwise."""
+        some = T.bool(True) if active is None else active
         if self._staged:
-            self.accumulate(acc, w, outer, output, rows, active)
+            acc = Local(len(rows), 0.0)
+            self.accumulate(acc, w, outer, tile, rows, active)
             with when(some):
                 for i, t in enumerate(self.rows):
                     write(t, T.bind(acc[i]))
         else:
+            sums = w.sums(len(rows))
             with when(some):
-                w.accumulate(acc, outer, output, rows, self._part, self._slices)
-            # The barrier is outside of conditions on what memory holds: not every driver sees that groups agree.
-            self.finish(acc, write, active)
+                strided(self.slice, w.octets, self.slices,
+                        lambda octet: w.accumulate(sums, outer, tile, self.number, rows, octet))
+            # The barriers are outside of conditions on what memory holds: not every driver sees that groups agree.
+            self.finish(w, sums, write, active)
 
-    def accumulate(self, acc: Local, w: Matrix, outer: Sequence[Any], output: Any, rows: Sequence[Row],
+    def accumulate(self, acc: Local, w: Matrix, outer: Sequence[Any], tile: Any, rows: Sequence[Row],
                    active: Any = None) -> None:
         """acc[i] += rows[i] times w[outer, output], staged; else as ``multiply``."""
         some = T.bool(True) if active is None else active
@@ -97,28 +119,38 @@ class Product:
         with T.serial(0, blocks) as block:
             barrier()  # everyone is done with the block before
             with when(some):
-                w.stage(outer, output, block, self._part, self._slices,
-                        lambda i, value: T.buffer_store(self._weights, value, [i, self._lane]))
+                w.stage(self._weights, outer, tile, block, self._part * LANES + self._lane, self._tiles.items)
                 staged = [row if row.in_group else row.stage(self._inputs, t, block * BLOCK, self._lane, w.inputs)
                           for t, row in zip(self.rows, rows)]
             barrier()
             with when(some):
-                w.add_staged(acc, staged, block, lambda i: self._weights[i, self._lane])
+                w.add_staged(acc, staged, block, lambda i: self._weights[i, self._column])
 
-    def finish(self, acc: Local, write: Callable[[Any, Any], None], active: Any = None) -> None:
-        """Add up the sums of an output's slices, first to last, then ``write(t, sum)`` for each row t of the tile, by
-        one work-item each. Contains a barrier. ``active``: whether the group has anything to write (None: it has)."""
-        some, partial = T.bool(True) if active is None else active, self._partial
-        with when(some):
-            for t in range(acc.size):
-                T.buffer_store(partial, acc[t], [self._part, t, self._lane])
-        barrier()
+    def finish(self, w: Matrix, sums: Local, write: Callable[[Any, Any], None], active: Any = None) -> None:
+        """Add up the sums of an output's slices, ``vector`` neighbouring ones first, then the sums of these, first to
+        last; then ``write(t, sum)`` as ``multiply`` does. Contains barriers. ``active``: whether the group has anything
+        to write (None: it has)."""
+        some, chunks = T.bool(True) if active is None else active, w.chunks
+        for first in range(0, sums.size // chunks, self._at_once):
+            with when(some):
+                for t in range(self._at_once):
+                    for chunk in range(chunks):
+                        w.put(self._partial, (self.slice, t), self.number, chunk, sums[(first + t) * chunks + chunk])
+            barrier()
+            with when(some):
+                with T.serial(0, self._at_once) as t:
+                    terms = [self._partial[self._part * w.vector + i, t, self._column] for i in range(w.vector)]
+                    T.buffer_store(self._sums, functools.reduce(operator.add, terms), [self._part, t, self._lane])
+            barrier()
 
-        def add_up(t: Any) -> None:
-            result = partial[0, t, self._lane]
-            for other in range(1, self._slices):
-                result = result + partial[other, t, self._lane]
-            write(t, T.bind(result))
+            def add_up(t: Any, first: int = first) -> None:
+                terms = [self._sums[part, t, self._lane] for part in range(self._tiles.slices)]
+                write(first + t, T.bind(functools.reduce(operator.add, terms)))
 
-        with when(some):
-            strided(self._part, acc.size, self._slices, add_up)
+            with when(some):
+                strided(self._part, self._at_once, self._tiles.slices, add_up)
+
+
+def _rows_added_up(tiles: GpuTiles, variant: Variant, w: Matrix) -> int:
+    """Rows of a sliced tile, a power of two, whose sums are added up together: in a quarter of threadgroup memory."""
+    return max(1, min(variant.tokens, tiles.local_bytes // 4 // (4 * tiles.items * w.vector)))

@@ -10,11 +10,11 @@ from tvm.script.ir_builder import tirx as T
 
 from ..builder import factory, when
 from ..tiles import GpuTiles
-from .grid import Local, barrier, ceil_div, float32, kernel, launch, strided, total
+from .grid import Local, barrier, ceil_div, float32, kernel, launch, splat, strided, total
 from .linear import token_rows
 from .matrix import LANES, matrix
 from .norm import inverse_root, norm_factor
-from .product import Product, Variant, by_tokens
+from .product import Product, Variant, by_tokens, sliced_variants
 
 _MOST_TOKENS = 8  # of a tile: the sums of squares take a float of each work-item for each token
 
@@ -29,7 +29,7 @@ def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, no
         n = k.rows_var()
         x = k.tensor((n, hidden))
         input_weight = k.tensor((hidden,), dtype)
-        w = matrix(k, dtype, (experts, hidden), tiles.output_tile)
+        w = matrix(k, tiles, dtype, (experts, hidden))
         weight = k.tensor((experts,), dtype) if norm == "rms" else None
         h = k.tensor((n, hidden))
         scores = k.tensor((n, experts))
@@ -38,6 +38,7 @@ def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, no
             tokens = variant.tokens
             with launch((w.tiles, ceil_div(n, tokens)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
                 first, output, item = block * tokens, w.output(tile, lane), part * LANES + lane
+                product = Product(tiles, variant, w, lane, part)
                 squares = Local(tokens, 0.0)
 
                 def square(i: Any) -> None:
@@ -58,19 +59,20 @@ def router(tiles: GpuTiles, experts: int, hidden: int, norm: str, eps: float, no
 
                 with when(tile == 0):
                     strided(item, hidden, tiles.items, normalise)
-                acc = Local(tokens, 0.0)
-                w.accumulate(acc, (), output, token_rows(x, first, range(tokens), n), part, tiles.slices, input_weight)
-                for t in range(tokens):
-                    acc.set(t, acc[t] * inverse[t])
+                sums, rows = w.sums(tokens), token_rows(x, first, range(tokens), n)
+                strided(product.slice, w.octets, product.slices,
+                        lambda octet: w.accumulate(sums, (), tile, product.number, rows, octet, input_weight))
+                for i in range(sums.size):
+                    sums.set(i, sums[i] * splat(inverse[i // w.chunks], sums[i]))
 
                 def write(t: Any, value: Any) -> None:
                     with when(T.And(w.owns(tile, lane), first + t < n)):
                         T.buffer_store(scores, T.max(value, T.float32(0)), [first + t, output])
 
                 barrier()  # before ``finish`` reuses the memory of ``total``
-                Product(tiles, variant, lane, part).finish(acc, write)
+                product.finish(w, sums, write)
 
-        by_tokens(n, [Variant(tokens) for tokens in tiles.token_tiles if tokens <= _MOST_TOKENS], emit)
+        by_tokens(n, sliced_variants(tiles, w, _MOST_TOKENS), emit)
         if norm != "none":
             with launch((n,), (tiles.items,)) as ((row,), (item,)):
                 if norm == "rms":

@@ -93,11 +93,11 @@ def value_up(tiles: GpuTiles, heads: int, latent: int, width: int, v_dim: int, w
     with kernel(__name__) as k:
         n = k.rows_var()
         x = k.tensor((n, heads, width), dtype)
-        v_up = matrix(k, weight_format, (heads, v_dim, latent), tiles.output_tile)
+        v_up = matrix(k, tiles, weight_format, (heads, v_dim, latent))
         y = k.tensor((n, heads * v_dim))
 
         with launch((heads, n), (LANES, tiles.slices)) as ((head, row), (lane, part)):
-            product, own = Product(tiles, Variant(1), lane, part), shared((1, latent))
+            product, own = Product(tiles, Variant(1), v_up, lane, part), shared((1, latent))
             strided(T.bind(part * LANES + lane), latent, tiles.items,
                     lambda i: T.buffer_store(own, float32(x[row, head, i]), [0, i]))
             barrier()

@@ -26,14 +26,16 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
         n = k.rows_var()
         act = k.tensor((experts, n, expert_size))
         ids, count, uses, tokens = union_tensors(k, experts, n)
-        w = matrix(k, weight_format, (experts, outputs, expert_size), tiles.output_tile)
+        w = matrix(k, tiles, weight_format, (experts, outputs, expert_size))
         residual = k.tensor((n, outputs))
         y = k.tensor((n, outputs))
 
         def emit_sliced(variant: Variant) -> None:
             token_tile = variant.tokens
-            with launch((w.tiles, ceil_div(n, token_tile)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+            groups = ceil_div(n, token_tile), w.tiles  # those that read the same weights are neighbours
+            with launch(groups, (LANES, tiles.slices)) as ((block, tile), (lane, part)):
                 first, output, places = block * token_tile, w.output(tile, lane), T.bind(count[0])
+                product = Product(tiles, variant, w, lane, part)
                 # At each place: the first of the expert's tokens in this tile, and a bit for each of the tile's tokens.
                 starts, masks = shared((experts,), "int32"), shared((experts,), "int32")
 
@@ -44,10 +46,10 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
 
                 strided(part * LANES + lane, experts, tiles.items, find, unroll=True)
                 barrier()
-                acc = Local(token_tile, 0.0)
+                sums = w.sums(token_tile)
 
                 def multiply(step: Any) -> None:
-                    place, inputs = T.truncdiv(step, w.blocks), T.truncmod(step, w.blocks)
+                    place, octet = T.truncdiv(step, w.octets), T.truncmod(step, w.octets)
                     start, mask = T.bind(starts[place]), T.bind(masks[place])
                     with when(mask != 0):
                         expert, indices = T.bind(ids[place]), Local(token_tile, dtype="int32")
@@ -56,9 +58,9 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
                             indices.set(t, start + T.popcount(T.bitwise_and(mask, T.int32((1 << t) - 1))))
                             present = T.bitwise_and(mask, T.int32(1 << t)) != 0
                             rows.append(Row(act, (place, indices[t]), present))
-                        w.add_block(acc, (expert,), output, rows, inputs)
+                        w.accumulate(sums, (expert,), tile, product.number, rows, octet)
 
-                strided(part, places * w.blocks, tiles.slices, multiply)
+                strided(product.slice, places * w.octets, product.slices, multiply)
                 barrier()  # before ``finish`` reuses the memory of starts and masks
 
                 def write(t: Any, value: Any) -> None:
@@ -66,15 +68,16 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
                     with when(T.And(w.owns(tile, lane), row < n)):
                         T.buffer_store(y, residual[row, output] + T.float32(residual_scale) * value, [row, output])
 
-                Product(tiles, variant, lane, part).finish(acc, write)
+                product.finish(w, sums, write)
 
         def emit_staged(variant: Variant) -> None:
             token_tile = variant.tokens
-            with launch((w.tiles, ceil_div(n, token_tile)), (LANES, tiles.slices)) as ((tile, block), (lane, part)):
+            groups = ceil_div(n, token_tile), w.tiles  # those that read the same weights are neighbours
+            with launch(groups, (LANES, tiles.slices)) as ((block, tile), (lane, part)):
                 first, output, places = block * token_tile, w.output(tile, lane), T.bind(count[0])
                 # At each place, the expert's tokens in this tile: the first of them, and the first behind them.
                 starts, stops = shared((experts,), "int32"), shared((experts,), "int32")
-                sums, product = shared((token_tile, LANES)), Product(tiles, variant, lane, part)
+                sums, product = shared((token_tile, LANES)), Product(tiles, variant, w, lane, part)
 
                 def find(place: Any) -> None:
                     for bounds, token in ((starts, first), (stops, first + token_tile)):
@@ -88,7 +91,7 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
                     own = [start + t for t in product.rows]
                     acc = Local(len(own), 0.0)
                     rows = [Row(act, (place, j), j < stop) for j in own]
-                    product.accumulate(acc, w, (expert,), output, rows, start < stop)
+                    product.accumulate(acc, w, (expert,), tile, rows, start < stop)
                     at = Local(len(own), dtype="int32")
                     barrier()
                     for i, j in enumerate(own):
@@ -109,7 +112,7 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
 
                 strided(part, token_tile, tiles.slices, write)
 
-        found = variants(tiles, row_bytes=4 * LANES, other_bytes=8 * experts)
+        found = variants(tiles, w, row_bytes=4 * LANES, other_bytes=8 * experts)
         by_tokens(n, found, lambda variant: (emit_staged if variant.staged else emit_sliced)(variant))
     return k.func
 

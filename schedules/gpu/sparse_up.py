@@ -26,7 +26,7 @@ def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weig
         x = k.tensor((n, inputs))
         scores = k.tensor((n, experts))
         ids, _, uses, tokens = union_tensors(k, experts, n)
-        w = matrix(k, weight_format, (experts, expert_size, inputs), tiles.expert_tile(expert_size))
+        w = matrix(k, tiles, weight_format, (experts, expert_size, inputs), tiles.expert_tile(expert_size))
         act = k.tensor((experts, n, expert_size))
 
         def emit(variant: Variant) -> None:
@@ -36,7 +36,7 @@ def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weig
             with launch(groups, (LANES, tiles.slices)) as ((place, tile, block), (lane, part)):
                 first, used = block * variant.tokens, T.bind(uses[place])
                 expert, output, active = T.bind(ids[place]), w.output(tile, lane), first < used
-                product = Product(tiles, variant, lane, part)
+                product = Product(tiles, variant, w, lane, part)
                 indices = Local(len(product.rows), dtype="int32")
                 with when(active):
                     for i, t in enumerate(product.rows):
@@ -49,7 +49,7 @@ def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weig
                         score = scores[tokens[place, first + t], expert]
                         T.buffer_store(act, silu(value) * score, [place, first + t, output])
 
-                product.multiply(w, (expert,), output, rows, write, active)
+                product.multiply(w, (expert,), tile, rows, write, active)
 
-        by_tokens(n, variants(tiles), emit)
+        by_tokens(n, variants(tiles, w), emit)
     return k.func

@@ -132,9 +132,11 @@ class Expressions:
         source, _ = split(dtype_of(expr.value))
         value = expr.value
         if target == "float32" and _is_half_of_bits(value):
-            # Half-precision numbers in integers: neither halves nor integers of 16 bits are needed to read them. Of a
-            # number of 32 bits the function takes the lower half.
+            # Half-precision numbers in integers: neither halves nor integers of 16 bits are needed to read them.
             number = value.args[0]
+            if split(dtype_of(number))[0] == "uint32":
+                return [f"unpackHalf2x16({text}).{half}" for text in self.lanes(number) for half in "xy"]
+            # Of a number of 32 bits the function takes the lower half.
             if isinstance(number, tirx.Cast) and split(dtype_of(number.value))[0] in ("int32", "uint32"):
                 number = number.value
             return [f"unpackHalf2x16({convert(text, split(dtype_of(number))[0], 'uint32')}).x"
@@ -246,4 +248,4 @@ def _wide(dtype: str) -> str:
 
 def _is_half_of_bits(expr: Any) -> bool:
     return (isinstance(expr, ir.Call) and str(expr.op.name) == "tirx.reinterpret"
-            and split(dtype_of(expr))[0] == "float16" and split(dtype_of(expr.args[0]))[0] == "uint16")
+            and split(dtype_of(expr))[0] == "float16" and split(dtype_of(expr.args[0]))[0] in ("uint16", "uint32"))

@@ -24,9 +24,9 @@ _folder = tempfile.TemporaryDirectory(prefix="blockffn-test-")
 
 
 def shim_kernels() -> dict[str, Built]:
-    """Those of ``gpu_kernels``, with the tiles of Macs, which differ from the row for CUDA only in how much threadgroup
-    memory there is. Of each one's forms the first, one of several rows, and that of long passes: others differ from the
-    second in how many rows are written out."""
+    """Those of ``gpu_kernels``, with the tiles of Macs: the row for CUDA has more threadgroup memory and sums, and
+    reads eight halves at once, not four. Of each one's forms the first, one of several rows, and that of long passes:
+    others differ from the second in how many rows are written out."""
     return kernels(replace(GPU_TILES["metal"], token_tiles=(1, 8)))
 
 

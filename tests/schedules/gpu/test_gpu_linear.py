@@ -1,5 +1,7 @@
 """GPU kernel ``linear``: ragged inputs and outputs, bias, residual, every variant of tokens."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from gpu_harness import EXACT, TILES, by_family, run, token_counts
@@ -46,6 +48,17 @@ def test_more_tokens_than_a_tree_has_take_the_prefill_tile(rng, family):
     tree, one_more, many = (run(func, x[:n], packed, Out((n, 64))) for n in (64, 65, 130))
     assert same_bits(one_more[:64], tree) == (tiles.prefill_tile == 0)
     assert same_bits(many[:65], one_more)
+
+
+@pytest.mark.parametrize("load_bytes", [4, 8])
+@pytest.mark.parametrize("weight_format", gpu.FORMATS)
+def test_narrower_loads(rng, weight_format, load_bytes):
+    """For a device that would rather read less than 16 bytes at once."""
+    tiles = replace(TILES, load_bytes=load_bytes, token_tiles=(4,))
+    x = normal(rng, 3, 72)
+    w, packed = stored_matrix(rng, weight_format, tiles.output_tile, 45, 72)
+    y = run(gpu.linear(tiles, 72, 45, weight_format), x, packed, Out((3, 45)))
+    assert nmse(y, twins.linear(x, w)) <= EXACT
 
 
 def test_padding_rows_do_not_reach_the_output(rng):

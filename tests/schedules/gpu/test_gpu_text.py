@@ -4,6 +4,7 @@ import json
 import re
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import tvm
@@ -17,6 +18,7 @@ from blockffn_mlc.compile import compile_graph
 from blockffn_mlc.draft_config import DraftConfig
 from schedules import gpu
 from schedules.builder import FACTORY
+from schedules.layout import FLOAT_FORMATS
 from schedules.tiles import GPU_TILES
 from targets import find_target
 from targets.limits import kernel_sources
@@ -55,22 +57,64 @@ def test_text_of_sampling(name):
         assert len(text) < 1 << 15 and bool(barriers(text)) == (name != "take_probs"), kernel
 
 
+# A load of 16 bytes of a matrix, and of 8: the half-precision scales of four outputs. In Vulkan's GLSL a buffer has a
+# name for each width.
+LOADS = {
+    "opencl": {16: r"vload(4\(0, |8\(0, )weights_ptr", 8: r"vload2\(0, weights_ptr"},
+    "cuda": {16: r"\*\((uint|float)4\*\)\(+(uint\*\))?weights_ptr", 8: r"\*\(uint2\*\)\(weights_ptr"},
+    "metal": {16: r"\*\(device (uint|float|half)4\*\)\(weights_ptr",
+              8: r"\*\(device uint2\*\)\(weights_ptr"},
+    "vulkan": {16: r"weights_ptr\w*_x4\[", 8: r"weights_ptr\w*_x2\["},
+}
+DEFINITION = re.compile(r"^(__kernel|extern|kernel|layout|  device).*weights_ptr.*$", re.MULTILINE)
+
+
+def matrix_kernels(tiles, weight_format):
+    """All that read matrices, by name."""
+    tiles = replace(tiles, token_tiles=(1, 4))
+    found = {
+        "linear": gpu.linear(tiles, 256, 96, weight_format),
+        "sparse_up": gpu.sparse_up(tiles, 4, 256, 64, weight_format),
+        "sparse_down": gpu.sparse_down(tiles, 4, 96, 64, weight_format, 0.3),
+        "latent_query": gpu.latent_query(tiles, 2, 96, 32, 32, 64, 50, weight_format),
+        "value_up": gpu.value_up(tiles, 2, 64, 96, 32, weight_format, "float32"),
+    }
+    if weight_format in FLOAT_FORMATS:
+        found["router"] = gpu.router(tiles, 40, 256, "none", 1e-5, 1.0, weight_format)
+    return found
+
+
+@pytest.mark.parametrize(("weight_format", "language"), [
+    *((name, "opencl") for name in gpu.FORMATS), *product(("float16", "q4f16_1"), ("cuda", "metal", "vulkan"))])
+def test_matrices_are_read_in_vectors_of_16_bytes(weight_format, language):
+    """In every form of every kernel that reads one, in every language."""
+    target = find_target(language)
+    kernels = matrix_kernels(target.tiles, weight_format)
+    functions = {name: func.with_attr("global_symbol", name) for name, func in kernels.items()}
+    text = tvm.compile(tvm.IRModule(functions), target.tvm_target).mod.imports[0].inspect_source("")
+    assert "weights_ptr" in text
+    uses = DEFINITION.sub("", text)
+    wide, scales = (len(re.findall(pattern, uses)) for pattern in LOADS[language].values())
+    assert wide + scales == uses.count("weights_ptr"), "a load that is not a vector"
+    assert (scales > 0) == (weight_format == "q4f16_1") and wide >= scales
+
+
 @pytest.mark.parametrize("name", KERNELS)
 def test_text(name):
-    """Rows are read four floats at a time, as are codes eight at a time; no loop over inputs is unrolled further."""
+    """Rows are read four floats at a time; no loop over inputs is unrolled further."""
     texts = texts_of(KERNELS[name]())
     for kernel, text in texts.items():
         check(kernel, text)
         assert barriers(text)
     if name in ("linear", "sparse_up", "sparse_down"):
-        rows = *TILES.token_tiles, TILES.prefill_tile // TILES.slices
-        assert [text.count("vload4(") for text in texts.values()] == [2 * count for count in rows]
+        rows = [text.count("vload4(") - len(re.findall(r"vload4\(0, weights_ptr", text)) for text in texts.values()]
+        assert rows == [*TILES.token_tiles, 2 * TILES.prefill_tile // TILES.slices]
 
 
 def test_text_of_libraries():
     """Every kernel of both kinds of attention, with a draft model and with MLC's functions."""
     target, texts = find_target("android"), defaultdict(dict)
-    target = replace(target, tiles=replace(target.tiles, token_tiles=(1, 16)))  # between them loops are the same
+    target = replace(target, tiles=replace(target.tiles, token_tiles=(1, 8)))  # between them loops are the same
     for config, draft in ((MLA, DRAFT), (MLA, None), (GQA, None)):  # MLC's cache is of the MLA kind for the second
         plan = make_plan(config, target, "q4f16_1", 128, 80, draft=draft, mlc=True)
         for part in filter(None, (plan, plan.draft)):
