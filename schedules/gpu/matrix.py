@@ -23,6 +23,7 @@ LANES = 32  # outputs of a work-group
 BLOCK = 32  # inputs that are staged together
 OCTET = 8  # inputs of a word of codes
 
+
 class Row:
     """A row of float32 activations. ``present``: whether there is such a row (None: always); one that is not there is
     not read. ``start``: the input that its first column holds."""
@@ -182,11 +183,12 @@ class FloatMatrix(Matrix):
 
     def _octet(self, outer: Sequence[Any], tile: Any, number: Any, octet: Any) -> Callable[[Any], list[Any]]:
         stored, number = self._place(tile, number)
+
         def read(i: Any) -> list[Any]:
             index = *outer, stored, octet * OCTET + i
             if self.chunks == 1:
                 return [float32(load(self.buffer, index, number, self.vector))]
-            halves = T.bind(load(self.buffer, index, number, self.vector))
+            halves = load(self.buffer, index, number, self.vector)
             pairs = T.bind(T.reinterpret(vector("uint32", self.vector // 2), halves))
             parts = pairs, T.shift_right(pairs, splat(T.uint32(16), pairs))
             half, bits = (vector(dtype, self.vector // 2) for dtype in ("float16", "uint16"))

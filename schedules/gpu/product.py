@@ -52,7 +52,8 @@ def variants(tiles: GpuTiles, w: Matrix, *, row_bytes: int = 0, other_bytes: int
     def fits(variant: Variant) -> bool:
         return variant.local_bytes(tiles, w) + variant.tokens * row_bytes + other_bytes <= tiles.local_bytes
 
-    sliced = [variant for variant in sliced_variants(tiles, w, most) if fits(variant)]
+    narrow = sliced_variants(tiles, w, most)
+    sliced = [variant for variant in narrow if fits(variant)] or narrow[:1]  # too large: the build says so
     sizes = [tiles.prefill_tile >> halvings for halvings in range(3)]
     staged = [Variant(tokens, staged=True) for tokens in sizes if tokens > sliced[-1].tokens]
     return sliced + [variant for variant in staged if fits(variant)][:1]

@@ -56,7 +56,7 @@ def read_log(log: str) -> dict[str, Usage]:
 
 def block_sizes(source: str) -> dict[str, int]:
     """Threads of a block of every kernel, from its text."""
-    return {name: int(threads) for threads, name in re.findall(r"__launch_bounds__\((\d+)\) (\w+)\(", source)}
+    return {name: int(threads) for threads, name in re.findall(r"__launch_bounds__\((\d+), \d+\) (\w+)\(", source)}
 
 
 def occupancy(usage: Usage, threads: int, architecture: str) -> float | None:

@@ -19,7 +19,7 @@ import tvm_ffi
 from tvm import ir, tirx
 from tvm.sym.analyzer import Analyzer
 
-from .types import GLSL, dtype_of, split, stored, vector
+from .types import GLSL, bits, dtype_of, split, stored, vector
 from .unsupported import Unsupported
 
 GUARDS = (tirx.Select, tirx.And, tirx.Or, tirx.While, ir.Call)
@@ -133,6 +133,14 @@ class Buffers:
         width = self._widest(dtype, lanes, index)
         return width if not storage.written or len(storage.accesses) == 1 else 1
 
+    def words(self, buffer: Any, index: Any) -> int:
+        """How many words of 32 bits at a time can be read instead of smaller numbers: 4, 2, or 0 for none."""
+        storage = self._storages[buffer]
+        dtype, lanes = split(str(buffer.dtype))
+        if storage.binding is None or storage.written or bits(dtype) >= 32:
+            return 0
+        return next((width for width in (4, 2) if self._fills(index, lanes, width * 32 // bits(dtype))), 0)
+
     def exact_quotient(self, index: Any, width: int) -> Any:
         """index / width for an ``index`` that is a multiple."""
         return self._analyzer.simplify(tirx.FloorDiv(index, tirx.IntImm(dtype_of(index), width)))
@@ -153,12 +161,15 @@ class Buffers:
 
     def _widest(self, dtype: str, lanes: int, index: Any) -> int:
         """The widest vector for an access; ``lanes`` of an element of the buffer."""
+        return next((width for width in (4, 2) if self._fills(index, lanes, width)), 1) if vector(dtype, 2) else 1
+
+    def _fills(self, index: Any, lanes: int, width: int) -> bool:
+        """Whether an access is to whole vectors of ``width`` elements."""
         base, count = contiguous(index, lanes)
-        if base is None or vector(dtype, 2) is None:
-            return 1
+        if base is None or count % width:
+            return False
         multiple = self._analyzer.modular_set(base)
-        return next((width for width in (4, 2) if count % width == 0 and multiple.coeff % width == 0
-                     and multiple.base % width == 0), 1)
+        return multiple.coeff % width == 0 and multiple.base % width == 0
 
 
 def guarded(node: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import ir, tirx
 
-from .buffers import Buffers, contiguous
+from .buffers import Buffers, Storage, contiguous
 from .intrinsics import DOUBLE, HELPERS, INTEGER_INTRINSICS, INTRINSICS
 from .literals import floating, integer
 from .names import Names
@@ -179,8 +179,12 @@ class Expressions:
             from_memory = from_stored if storage.binding is not None else lambda text, dtype: text
             return [from_memory(f"{storage.view(dtype, 1)}[{index}]", dtype)
                     for index in self.elements(expr.indices[0], lanes)]
+        return self._load(storage, dtype, width, self.wide_elements(expr.indices[0], lanes, width))
+
+    def _load(self, storage: Storage, dtype: str, width: int, places: list[str]) -> list[str]:
+        """Vectors of ``width`` numbers of type ``dtype``."""
         values = []
-        for place in self.wide_elements(expr.indices[0], lanes, width):
+        for place in places:
             name = self._names.new("t")
             self._names.emit(f"{vector(dtype, width)} {name} = {storage.view(dtype, width)}[{place}];")
             values += [f"{name}.{component}" for component in "xyzw"[:width]]
@@ -237,6 +241,11 @@ class Expressions:
         (source, _), (target, _) = split(dtype_of(value)), split(dtype)
         if "float64" in (source, target) or bits(source) != bits(target) and 64 in (bits(source), bits(target)):
             raise Unsupported(f"reinterpret of {dtype_of(value)} as {dtype}")
+        if target == "uint32" and isinstance(value, ir.TensorLoad) and not self._names.guards:
+            (index,), element = value.indices, split(str(value.source.dtype))[1]
+            if width := self._buffers.words(value.source, index):
+                places = self.wide_elements(index, element, width * 32 // bits(source))
+                return self._load(self._buffers.find(value.source), target, width, places)
         return reinterpret(self.lanes(value), source, target)
 
 

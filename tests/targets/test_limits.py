@@ -8,8 +8,10 @@ from small_library import TOO_MUCH, small_graph, small_kernel, with_limit
 from tvm.script.ir_builder import tirx as T
 
 from blockffn_mlc.errors import UserError
+from blockffn_mlc.libraries import _DeviceFunctions as DeviceFunctions
 from blockffn_mlc.libraries import write_libraries
 from schedules.builder import kernel
+from schedules.gpu import sparse_down
 from schedules.gpu.grid import launch
 from targets import find_target, tools
 from targets.limits import grid, kernel_sources, statements
@@ -74,6 +76,17 @@ def test_symbolic_extents_count_as_their_bound(target):
     limits.check_shapes("t", kernels, limits.buffer_bytes // 128)
     with pytest.raises(UserError, match=f"buffer of {limits.buffer_bytes + 128} bytes"):
         limits.check_shapes("t", kernels, limits.buffer_bytes // 128 + 1)
+
+
+def test_products_that_take_too_much_memory_are_made_and_refused():
+    """Where threadgroup memory does not suffice even for one row, the build names the kernel and the limit."""
+    target = find_target("android:generic")
+    func = sparse_down(target.tiles, 4096, 32, 32, "float32", 1.0).with_attr("global_symbol", "down")
+    split = DeviceFunctions()
+    with tvm.transform.PassContext(instruments=[split]):
+        tvm.compile(tvm.IRModule({"down": func}), target.tvm_target)
+    with pytest.raises(UserError, match=r"kernel down_kernel: threadgroup memory of \d+ bytes, target .* allows 16384"):
+        target.limits.check_functions(target.name, split.module)
 
 
 def test_a_grid_of_symbolic_extents_counts_as_their_bound():

@@ -58,13 +58,13 @@ def test_text_of_sampling(name):
 
 
 # A load of 16 bytes of a matrix, and of 8: the half-precision scales of four outputs. In Vulkan's GLSL a buffer has a
-# name for each width.
+# name for each type of vector.
 LOADS = {
     "opencl": {16: r"vload(4\(0, |8\(0, )weights_ptr", 8: r"vload2\(0, weights_ptr"},
     "cuda": {16: r"\*\((uint|float)4\*\)\(+(uint\*\))?weights_ptr", 8: r"\*\(uint2\*\)\(weights_ptr"},
     "metal": {16: r"\*\(device (uint|float|half)4\*\)\(weights_ptr",
               8: r"\*\(device uint2\*\)\(weights_ptr"},
-    "vulkan": {16: r"weights_ptr\w*_x4\[", 8: r"weights_ptr\w*_x2\["},
+    "vulkan": {16: r"uvec4 \w+ = weights_ptr\w*_x4\[", 8: r"uvec2 \w+ = weights_ptr\w*_x2\["},
 }
 DEFINITION = re.compile(r"^(__kernel|extern|kernel|layout|  device).*weights_ptr.*$", re.MULTILINE)
 

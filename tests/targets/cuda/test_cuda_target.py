@@ -56,7 +56,7 @@ def test_without_a_compiler_a_library_holds_source(no_compiler, tmp_path):
     assert "no CUDA compiler was found" in find_target("cuda").note and "pip install" in find_target("cuda").note
     form, functions, code = read_cuda(written(tmp_path)["cuda"])
     assert form == "cuda" and list(functions) == ["add_kernel"]
-    assert b"__launch_bounds__(32) add_kernel(" in code
+    assert b"__launch_bounds__(32, 16) add_kernel(" in code
     assert not (tmp_path / "library.json").exists()
 
 

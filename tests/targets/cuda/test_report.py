@@ -49,9 +49,9 @@ def test_usage_is_read():
 
 
 def test_threads_are_read():
-    text = ('extern "C" __global__ void __launch_bounds__(128) a_kernel(float* x, int n);\n'
-            'extern "C" __global__ void __launch_bounds__(128) a_kernel(float* x, int n) {\n}\n'
-            'extern "C" __global__ void __launch_bounds__(32) b(int n) {\n}\n')
+    text = ('extern "C" __global__ void __launch_bounds__(128, 4) a_kernel(float* x, int n);\n'
+            'extern "C" __global__ void __launch_bounds__(128, 4) a_kernel(float* x, int n) {\n}\n'
+            'extern "C" __global__ void __launch_bounds__(32, 16) b(int n) {\n}\n')
     assert block_sizes(text) == {"a_kernel": 128, "b": 32}
 
 

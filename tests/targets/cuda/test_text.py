@@ -6,7 +6,7 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules.builder import kernel
 from targets import find_target
-from targets.cuda.text import with_names
+from targets.cuda.text import completed
 from targets.limits import kernel_sources
 
 
@@ -15,9 +15,17 @@ def test_kernels_are_named_and_not_declared():
     a = 'extern "C" __global__ void __launch_bounds__(128) a_kernel(float* __restrict__ x, int n)'
     b = 'extern "C" __global__ void b(int n)'
     text = f"{head}{a};\n{b};\n{a} {{\n  x[0] = n;\n}}\n\n{b} {{\n}}\n"
-    named = f"{head}// Function: a_kernel\n{a} {{\n  x[0] = n;\n}}\n\n// Function: b\n{b} {{\n}}\n"
-    assert with_names(text) == named
-    assert kernel_sources(named) == {"a_kernel": f"{a} {{\n  x[0] = n;\n}}\n\n", "b": f"{b} {{\n}}\n"}
+    bounded = a.replace("(128)", "(128, 4)")
+    named = f"{head}// Function: a_kernel\n{bounded} {{\n  x[0] = n;\n}}\n\n// Function: b\n{b} {{\n}}\n"
+    assert completed(text) == named
+    assert kernel_sources(named) == {"a_kernel": f"{bounded} {{\n  x[0] = n;\n}}\n\n", "b": f"{b} {{\n}}\n"}
+
+
+@pytest.mark.parametrize(("threads", "blocks"), [(1024, 1), (256, 2), (192, 2), (32, 16), (16, 16)])
+def test_threads_have_128_registers(threads, blocks):
+    a, b = (f'extern "C" __global__ void __launch_bounds__({bounds}) a(int n) {{\n}}\n'
+            for bounds in (threads, f"{threads}, {blocks}"))
+    assert completed(a) == f"// Function: a\n{b}"
 
 
 @pytest.mark.parametrize(("dtype", "function"), [("int32", "__popc("), ("uint32", "__popc("), ("int64", "__popcll(")])

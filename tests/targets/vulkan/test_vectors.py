@@ -86,12 +86,27 @@ def bits_of_words(target, lanes):
     return k.func
 
 
+WORDS = {(0, 8): "uvec4", (4, 8): "uvec2", (1, 8): "float16_t", (0, 4): "uvec2"}  # by what is read at a time
+
+
+def words_of_halves(offset, lanes):
+    """y[lanes / 2 * i:][:lanes / 2] = the bits of x[offset + lanes * i:][:lanes], two halves each."""
+    with kernel(__name__, "int32") as k:
+        x, y = k.tensor((lanes * ITEMS + 8,), "float16"), k.tensor((lanes // 2 * ITEMS,), "uint32")
+        with launch((1,), (ITEMS,)) as (_, (item,)):
+            words = T.reinterpret(f"uint32x{lanes // 2}", x[T.ramp(offset + item * lanes, 1, lanes)])
+            T.buffer_store(y, words, [T.ramp(item * (lanes // 2), 1, lanes // 2)])
+    return k.func
+
+
 KERNELS = {
     **{f"reversed_{lanes}": lambda lanes=lanes: reversed_in_place(lanes) for lanes in (2, 3, 4, 8)},
     **{f"vectors_{offset}_{dtype}": lambda offset=offset, dtype=dtype: vectors(offset, dtype)
        for offset in (0, 1, 2, 4) for dtype in ("float32", "float16", "int8")},
     **{f"bits_{target}": lambda target=target: bits_of_words(target, 32 // np.dtype(target).itemsize // 8)
        for target in ("uint8", "int8", "uint16", "float16")},
+    **{f"words_{offset}_{lanes}": lambda offset=offset, lanes=lanes: words_of_halves(offset, lanes)
+       for offset, lanes in WORDS},
     **{f"guarded_{guard}": lambda guard=guard: guarded_vectors(guard) for guard in GUARDS},
     "vectors_while": vectors_while, "private_vectors": private_vectors,
 }
@@ -168,6 +183,15 @@ def test_bits_of_a_number_as_a_vector(target, kernels, rng):
     _, found, back = on_device(kernels[f"bits_{target}"], [x, np.zeros_like(parts), np.zeros(ITEMS, "int32")])
     np.testing.assert_array_equal(found.view("uint8"), parts.view("uint8"))
     np.testing.assert_array_equal(back, x.view("int32"))
+
+
+@pytest.mark.parametrize(("offset", "lanes"), WORDS)
+def test_halves_are_read_as_words_where_addresses_allow(offset, lanes, kernels, rng):
+    x = rng.standard_normal(lanes * ITEMS + 8).astype("float16")
+    found = on_device(kernels[f"words_{offset}_{lanes}"], [x, np.zeros(lanes // 2 * ITEMS, "uint32")])[1]
+    np.testing.assert_array_equal(found, x[offset:offset + lanes * ITEMS].view("uint32"))
+    (shader,) = shaders_of({"k": words_of_halves(offset, lanes)})
+    assert re.findall(r"readonly.*{ (\w+) ", shader.source) == [WORDS[offset, lanes]]
 
 
 def test_private_vectors(kernels, rng):
