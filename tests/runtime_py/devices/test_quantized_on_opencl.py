@@ -29,8 +29,8 @@ def test_nothing_is_in_half_precision(model):
 
 def test_greedy_tokens_are_those_of_the_processor(model):
     pair, ids = model
-    # Not the first tokens: a token of their text has a single active expert in the first layer, whose logit of 0.02 is
-    # a sum of terms of either sign that add up to 24. That multiplies roundings by 30 (docs/devices.md).
+    # Not the first tokens: in their text a token has a single active expert in the first layer, whose logit of 0.02 is
+    # the sum of much larger terms of either sign. That multiplies roundings by 30 (docs/devices.md).
     launches, prompt = counter("launches"), ids[12:24]
     expected, plain = (engine.generate(prompt, 40, draft="none") for engine in pair)
     assert [token.id for token in plain] == [token.id for token in expected]
