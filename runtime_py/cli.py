@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from blockffn_mlc.errors import UserError
 
-from .commands import bench, chat, devices, generate, inspect, mlc_check, score, specbench, verify
+from .commands import bench, chat, devices, generate, inspect, mlc_check, rpc_server, score, specbench, verify
 
 _EXAMPLES = """\
 examples:
@@ -23,6 +23,7 @@ examples:
   python -m runtime_py devices
   python -m runtime_py verify dist/demo
   python -m runtime_py mlc-check dist/demo
+  python -m runtime_py rpc-server --key KEY
 
 python -m runtime_py COMMAND --help explains one command.
 """
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m runtime_py", description="Run BlockFFN artifacts written by build.py.",
         epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for command in (generate, score, inspect, chat, bench, specbench, devices, verify, mlc_check):
+    for command in (generate, score, inspect, chat, bench, specbench, devices, verify, mlc_check,
+                    rpc_server):
         command.add_parser(subparsers)
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from ..speculation import PLAIN, FixedShape, ShapeController, advance
 from ..stats import Stats, Stopwatch, peak_memory
 from .calls import Description
 from .identity import artifact_facts, device_facts
+from .machine import busy_share
 from .passes import DENSE, FUNCTIONS, SPARSE
 from .tasks import CHUNK, GENERATE, SPECULATIVE, Task
 from .text import FollowText, Text
@@ -33,12 +35,13 @@ _NO_STOP: frozenset[int] = frozenset()
 
 @dataclass(frozen=True)
 class Setup:
-    """What a measuring process is made for. ``device`` None: what the artifact was built for. ``text``: a file to feed
+    """What a measuring process is made for. ``threads`` None: one per physical core; ``device`` None: what the
+    artifact was built for. ``text``: a file to feed
     (None: see ``Text.of``). ``draft``: where speculative decoding's drafts come from, "auto": see ``_drafter``;
     ``accept_length``: of scripted ones; ``tree_size`` None: as it pays."""
 
     artifact: str
-    threads: int
+    threads: int | None
     device: str | None = None
     text: str | None = None
     draft: str = "auto"
@@ -60,6 +63,11 @@ class Sample:
     active: float
     union: float
     accept_length: float | None = None
+
+
+def surroundings(setup: Setup) -> dict[str, Any]:
+    """The machine before anything runs there."""
+    return {"processors": os.cpu_count(), "busy_before": busy_share()}
 
 
 def prepare(setup: Setup, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -101,7 +109,8 @@ class Subject:
         engine.session().step(int(self._text.ids[0]))
         engine.library.wait()
         facts = artifact_facts(engine.artifact) | device_facts(engine.device) | {
-            "text": self._text.name, "load_s": engine.load_seconds, "first_pass_s": first.seconds, "draft": None}
+            "threads": engine.threads, "text": self._text.name, "load_s": engine.load_seconds,
+            "first_pass_s": first.seconds, "draft": None}
         for task in tasks:
             session = self._session(task)
             if task.mode == SPECULATIVE:

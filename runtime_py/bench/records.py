@@ -2,38 +2,44 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..artifact import Artifact
 from . import measure
-from .machine import busy_share
 from .measure import Sample, Setup
 from .rounds import process
 from .tasks import Task, check_tasks
 
+if TYPE_CHECKING:
+    from ..rpc.client import Client
+
 Record = dict[str, Any]
 
 
-def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int,
-              progress: Callable[[str], None]) -> list[Record]:
+def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int, progress: Callable[[str], None],
+              client: Client | None = None) -> list[Record]:
     """Every round runs every task with every setup, in turn forwards and backwards; the first round warms up and does
-    not count. Raises UserError for what cannot be measured, before anything is where that is known."""
-    for setup in setups:
-        check_tasks(tasks, Artifact.open(setup.artifact))
-    shared = {"rounds": repeat, "processors": os.cpu_count(), "busy_before": busy_share(),
-              "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    not count. ``client``: run on its server's machine instead of this one. Raises UserError for what cannot be
+    measured, before anything is where that is known."""
+    artifacts = {setup.artifact: Artifact.open(setup.artifact) for setup in setups}
+    for artifact in artifacts.values():
+        check_tasks(tasks, artifact)
+    sent = {path: client.send(artifact, progress) for path, artifact in artifacts.items()} if client else {}
+    shared = {"rounds": repeat, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     samples: dict[tuple[Setup, Task], list[Sample]] = defaultdict(list)
     with ExitStack() as stack:
         workers, facts = {}, {}
         for setup in setups:
-            progress(f"load {setup.artifact} for {setup.threads} thread(s)")
-            workers[setup] = stack.enter_context(process(setup))
+            workers[setup] = (client.process(setup, sent[setup.artifact]) if client else
+                              stack.enter_context(process(setup)))
+        shared |= workers[setups[0]](measure.surroundings)
+        for setup in setups:
+            progress(f"load {setup.artifact} for {setup.threads or 'all'} thread(s)")
             facts[setup] = shared | workers[setup](measure.prepare, tasks)
         steps = [(setup, task) for task in tasks for setup in setups]
         for turn in range(repeat + 1):
@@ -44,15 +50,15 @@ def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int,
                     samples[setup, task].append(sample)
         for setup in setups:
             facts[setup]["peak_memory_bytes"] = workers[setup](measure.peak)
-    return [make_record(facts[setup], setup.threads, task, samples[setup, task]) for setup, task in steps]
+    return [make_record(facts[setup], task, samples[setup, task]) for setup, task in steps]
 
 
-def make_record(facts: Record, threads: int, task: Task, samples: Sequence[Sample]) -> Record:
+def make_record(facts: Record, task: Task, samples: Sequence[Sample]) -> Record:
     """``facts``, and the figures of a task; docs/benchmark.md defines all fields."""
     rates = [task.tokens / sample.seconds for sample in samples]
     accepted = [sample.accept_length for sample in samples if sample.accept_length is not None]
     operations = [sample.operations / sample.seconds / 1e9 for sample in samples if sample.operations is not None]
-    return {**facts, "draft": facts["draft"] if accepted else None, "threads": threads, "test": task.name,
+    return {**facts, "draft": facts["draft"] if accepted else None, "test": task.name,
             "kind": task.kind, "tokens": task.tokens, "depth": task.depth, "mode": task.mode,
             "tokens_per_s": statistics.mean(rates), "tokens_per_s_sd": deviation(rates),
             "ms": statistics.mean(sample.seconds / sample.passes for sample in samples) * 1e3,

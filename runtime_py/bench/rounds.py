@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 from blockffn_mlc.errors import UserError
@@ -42,7 +44,7 @@ class Report:
 @contextmanager
 def process(setup: Any) -> Iterator[Callable[..., Any]]:
     """A process of its own for ``setup``: gives a function that calls ``task(setup, *arguments)`` there."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _ignore_interrupts) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), depend_on_parent) as pool:
         yield lambda task, *arguments: _result(pool, task, setup, *arguments)
 
 
@@ -57,9 +59,15 @@ def _read_memory(threads: int) -> float:
     return statistics.median(memory.measure() for _ in range(5))
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C is the parent's business."""
+def depend_on_parent() -> None:
+    """Ctrl-C is the parent's business; and when it is gone, however that came, so is this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(1)
 
 
 def _result(pool: ProcessPoolExecutor, task: Callable[..., Any], *arguments: Any) -> Any:

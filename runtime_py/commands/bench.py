@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -11,14 +12,14 @@ from blockffn_mlc.errors import UserError
 
 from ..devices import KINDS
 from ..tvm_runtime import physical_cores
-from .common import list_of, note, positive_int
+from .common import add_rpc, connect, list_of, note, positive_int
 
 _COMPARE = "compare"
 _DRAFTS = ("auto", "eagle", "ngram", "scripted")
 _FORMATS = ("md", "csv", "json", "jsonl")
 _WHOLE = {"prompts": (128,), "generated": (128,), "chunks": (1, 2, 4, 8, 16, 32), "modes": ("dense", "sparse")}
 _DRAFTING = ("draft", "accept_length", "tree_size")
-_OPTIONAL = ("text", *_DRAFTING, "plot")
+_OPTIONAL = ("text", *_DRAFTING, "plot", "rpc")
 _KERNELS = {"tokens": (1, 4, 8, 32), "union": ()}
 
 
@@ -33,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("artifacts", nargs="+", metavar="ARTIFACT", help="folders written by build.py")
     parser.add_argument("--device", metavar="D", help=f"cpu, {', '.join(KINDS)} or KIND:N (default: what "
                         "the artifact was built for)")
+    add_rpc(parser)
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
     parser.add_argument("--depth", type=list_of(_count), default=(64,), metavar="LIST",
@@ -77,11 +79,10 @@ def run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name, default in (_KERNELS if args.kernels else _WHOLE).items():
         if getattr(args, name) is None:
             setattr(args, name, default)
-    threads = args.threads or (physical_cores(),)
-    (_kernels if args.kernels else _whole)(parser, args, threads)
+    (_kernels if args.kernels else _whole)(parser, args)
 
 
-def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace, threads: tuple[int, ...]) -> None:
+def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from ..bench.measure import Setup
     from ..bench.plot import FORMATS as PLOT_FORMATS
     from ..bench.plot import plot_records
@@ -105,18 +106,21 @@ def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace, threads: t
         check_plot(args.plot, PLOT_FORMATS)
         load_pyplot()
     setups = [Setup(artifact, count, args.device, args.text, **given)
-              for artifact in args.artifacts for count in threads]
-    records = run_tasks(setups, tasks, args.repeat, note)
+              for artifact in args.artifacts for count in args.threads or (None,)]
+    if args.rpc is not None and args.text is not None:
+        parser.error("--text: expected no --rpc beside it; a server has the artifact's files alone")
+    with nullcontext() if args.rpc is None else connect(args.rpc) as client:
+        records = run_tasks(setups, tasks, args.repeat, note, client)
     for text in warnings(records):
         note(f"warning: {text}")
     print(FORMATS[args.output](records))
     if args.plot is not None:
-        on_processor = any(record["device"] == "cpu" for record in records)
-        plot_records(args.plot, records, {count: read_bandwidth(count) for count in threads} if on_processor else {})
+        counts = dict.fromkeys(record["threads"] for record in records if record["device"] == "cpu" and not args.rpc)
+        plot_records(args.plot, records, {count: read_bandwidth(count) for count in counts})
         note(f"wrote {args.plot}")
 
 
-def _kernels(parser: argparse.ArgumentParser, args: argparse.Namespace, threads: tuple[int, ...]) -> None:
+def _kernels(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from ..bench.kernels import run_benchmark
     from ..bench.report import FORMATS, warnings
     from ..bench.rounds import Options
@@ -128,7 +132,8 @@ def _kernels(parser: argparse.ArgumentParser, args: argparse.Namespace, threads:
     if args.device not in (None, "cpu"):
         raise UserError(f"--device {args.device}: kernels are timed on the processor alone; leave --kernels out to "
                         "time whole passes there")
-    options = Options(args.artifacts[0], threads, args.tokens, args.union, args.depth[0], args.repeat)
+    options = Options(args.artifacts[0], args.threads or (physical_cores(),), args.tokens, args.union, args.depth[0],
+                      args.repeat)
     report = run_benchmark(options, note)
     for text in warnings(report.facts):
         note(f"warning: {text}")

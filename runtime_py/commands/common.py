@@ -45,6 +45,20 @@ def load_engine(args: argparse.Namespace) -> Engine:
     return engine
 
 
+def add_rpc(parser: argparse.ArgumentParser) -> None:
+    """--rpc, for commands that can run on another machine."""
+    parser.add_argument("--rpc", metavar="ADDRESS", help="run there: HOST:PORT or HOST:PORT/KEY of an rpc-server, or "
+                        "tracker:HOST:PORT/KEY of TVM's tracker; the artifact is sent once (docs/rpc.md)")
+
+
+def connect(address: str) -> Any:
+    """A client of the server at --rpc, a context manager. Raises UserError."""
+    from ..rpc.client import Client
+    from ..rpc.wire import Address
+
+    return Client(Address.parse(address))
+
+
 def add_input(parser: argparse.ArgumentParser, *kinds: str) -> None:
     """One required source of tokens out of --prompt, --prompt-file, --text-file, --ids."""
     helps = {"--prompt": ("TEXT", "the text itself"), "--prompt-file": ("FILE", "a UTF-8 text file"),

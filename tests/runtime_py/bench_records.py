@@ -16,4 +16,4 @@ def record(*seconds, task=None, threads=2, **facts):
     task = task or Task("tg", 8, 64, "sparse")
     drafts = task.mode == SPECULATIVE
     samples = [Sample(s, 4, 1 << 30, None if drafts else 1 << 31, 0.25, 0.5, 2.0 if drafts else None) for s in seconds]
-    return make_record(FACTS | facts, threads, task, samples)
+    return make_record(FACTS | {"threads": threads} | facts, task, samples)
