@@ -25,6 +25,12 @@ def empty(device, floats):
     return allocate(ffi.Shape((floats,)), ffi.dtype("float32"), ffi.device(device.kind, device.index), None)
 
 
+def first(tensor, floats):
+    """The beginning of a tensor."""
+    view = load_runtime().get_global_func("runtime.TVMTensorCreateView")
+    return view(tensor, load_runtime().Shape((floats,)), tensor.dtype, 0)
+
+
 def copy(source, target):
     """Between tensors of devices, in order with launches."""
     load_runtime().get_global_func("runtime.TVMTensorCopyFromTo")(source, target)
