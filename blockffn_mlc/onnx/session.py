@@ -39,6 +39,11 @@ class OnnxSession:
                 dtype = np.float16 if argument.type == "tensor(float16)" else np.float32
                 self._cache[argument.name] = np.zeros((batch, argument.shape[1], 0, argument.shape[3]), dtype)
 
+    def rollback(self, length: int) -> None:
+        """Forget the tokens from ``length`` on."""
+        self._mask = self._mask[:, :length]
+        self._cache = {name: np.ascontiguousarray(rows[:, :, :length]) for name, rows in self._cache.items()}
+
     def forward(self, ids: np.ndarray, mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Append ``ids`` [B, T], of which those with 0 in ``mask`` [B, T] are padding. Returns logits float32
         [B, T, V] and router scores float32 [L, B, T, E]."""

@@ -54,14 +54,14 @@ class Sample:
     """One run of a task. ``seconds`` until the device is done; ``passes`` of the model; ``weight_bytes`` that they
     read; ``operations``: 2 per multiply-add that is needed (None where drafts decide); ``active``, ``union``: shares of
     the experts that a token uses and that a pass uses, means; ``accept_length``: new tokens per pass of speculative
-    decoding, else None."""
+    decoding, else None. What other engines do not tell is None."""
 
     seconds: float
     passes: int
-    weight_bytes: int
+    weight_bytes: int | None
     operations: int | None
     active: float
-    union: float
+    union: float | None
     accept_length: float | None = None
 
 

@@ -60,7 +60,7 @@ def _passes(axes: Any, records: Sequence[Record], field: str, label: str) -> Non
     axes.set_title(f"time of a pass against its {'tokens' if field == 'tokens' else 'union'}")
     axes.set(xlabel=label, ylabel="ms")
     for name, rows in _by_series(records).items():
-        rows.sort(key=lambda record: record[field])
+        rows = sorted((record for record in rows if record[field] is not None), key=lambda record: record[field])
         axes.plot([record[field] for record in rows], [record["ms"] for record in rows], marker="o", label=name)
     if field == "tokens":
         axes.set_xscale("log", base=2)

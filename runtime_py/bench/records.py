@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -56,19 +56,25 @@ def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int, progr
 def make_record(facts: Record, task: Task, samples: Sequence[Sample]) -> Record:
     """``facts``, and the figures of a task; docs/benchmark.md defines all fields."""
     rates = [task.tokens / sample.seconds for sample in samples]
-    accepted = [sample.accept_length for sample in samples if sample.accept_length is not None]
-    operations = [sample.operations / sample.seconds / 1e9 for sample in samples if sample.operations is not None]
+    accepted = _mean(sample.accept_length for sample in samples)
+    read = [sample for sample in samples if sample.weight_bytes is not None]
+    counted = [sample for sample in samples if sample.operations is not None]
     return {**facts, "draft": facts["draft"] if accepted else None, "test": task.name,
             "kind": task.kind, "tokens": task.tokens, "depth": task.depth, "mode": task.mode,
             "tokens_per_s": statistics.mean(rates), "tokens_per_s_sd": deviation(rates),
             "ms": statistics.mean(sample.seconds / sample.passes for sample in samples) * 1e3,
-            "gb_per_s": statistics.mean(sample.weight_bytes / sample.seconds / 1e9 for sample in samples),
-            "gop_per_s": statistics.mean(operations) if operations else None,
-            "weight_bytes_per_pass": statistics.mean(sample.weight_bytes / sample.passes for sample in samples),
+            "gb_per_s": _mean(sample.weight_bytes / sample.seconds / 1e9 for sample in read),
+            "gop_per_s": _mean(sample.operations / sample.seconds / 1e9 for sample in counted),
+            "weight_bytes_per_pass": _mean(sample.weight_bytes / sample.passes for sample in read),
             "active": statistics.mean(sample.active for sample in samples),
-            "union": statistics.mean(sample.union for sample in samples),
-            "accept_length": statistics.mean(accepted) if accepted else None,
+            "union": _mean(sample.union for sample in samples), "accept_length": accepted,
             "seconds": [sample.seconds for sample in samples]}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of those that are known; None where none is."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if known else None
 
 
 def deviation(values: Sequence[float]) -> float | None:

@@ -29,9 +29,9 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "tok/s": lambda r: number(r["tokens_per_s"]) + ("" if r["tokens_per_s_sd"] is None else
                                                     f" ± {number(r['tokens_per_s_sd'])}"),
     "ms": lambda r: number(r["ms"]),
-    "GB/s": lambda r: number(r["gb_per_s"]),
+    "GB/s": lambda r: "" if r["gb_per_s"] is None else number(r["gb_per_s"]),
     "active": lambda r: f"{r['active']:.1%}",
-    "union": lambda r: f"{r['union']:.1%}",
+    "union": lambda r: "" if r["union"] is None else f"{r['union']:.1%}",
     "accept": lambda r: "" if r["accept_length"] is None else f"{r['accept_length']:.2f}",
     "memory": lambda r: f"{r['peak_memory_bytes'] / 1e6:.0f} MB",
     "load s": lambda r: f"{r['load_s']:.2f}",
