@@ -23,7 +23,7 @@ from blockffn_mlc.kernel_calls import describe_kernels
 from blockffn_mlc.layers import READ
 from blockffn_mlc.sources import open_model, with_draft
 from runtime_py.bench.calls import Factory
-from schedules.builder import kernel
+from schedules.builder import ORIGIN, kernel
 from schedules.tiles import GpuTiles
 from targets import find_target
 
@@ -32,6 +32,7 @@ FORMATS = ("q0f32", "q0f16", "q4f16_1", "q4f32_1")
 _SIZES = {"hidden_size": 320, "vocab_size": 150, "expert_size": 40, "num_experts": 12}
 _FREQUENT = range(3, 110, 2)
 _WINDOW, _CHUNK = 128, 80
+_STOCK = ("_attention", "tree_attn", "_merge_state", "_kv_cache", "_copy", "_compact", "llama_rope")
 _folder = tempfile.TemporaryDirectory(prefix="blockffn-test-")
 
 
@@ -82,12 +83,13 @@ def kernels(tiles: GpuTiles) -> dict[str, Built]:
 
 @contextmanager
 def _no_stock_kernels() -> Iterator[None]:
-    """Without attention kernels of TVM's own, which take long to make and are replaced by ours."""
+    """Without the kernels of TVM's own cache, which take long to make and are not ours."""
     with kernel(__name__) as k:
         k.tensor((1,))
+    stub = k.func.without_attr(ORIGIN)
     with ExitStack() as stack:
-        for name in (name for name in vars(kv_cache) if name.startswith(("_attention", "tree_attn"))):
-            stack.enter_context(patch.object(kv_cache, name, lambda *_, **__: k.func))
+        for name in (name for name in vars(kv_cache) if name.startswith(_STOCK)):
+            stack.enter_context(patch.object(kv_cache, name, lambda *_, **__: stub))
         yield
 
 

@@ -154,4 +154,5 @@ class Product:
 
 def _rows_added_up(tiles: GpuTiles, variant: Variant, w: Matrix) -> int:
     """Rows of a sliced tile, a power of two, whose sums are added up together: in a quarter of threadgroup memory."""
-    return max(1, min(variant.tokens, tiles.local_bytes // 4 // (4 * tiles.items * w.vector)))
+    rows = max(1, tiles.local_bytes // 4 // (4 * tiles.items * w.vector))
+    return min(variant.tokens, 1 << rows.bit_length() - 1)

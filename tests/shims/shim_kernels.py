@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,23 +11,15 @@ from types import SimpleNamespace
 import tvm
 import tvm_ffi
 from compiling import compile_kernels
-from gpu_kernels import Built, kernels
+from gpu_kernels import Built
 from tvm_ffi import cpp
 
 from runtime_py.devices import Device, find_device
 from runtime_py.tvm_runtime import runtime_library
-from schedules.tiles import GPU_TILES
 from targets import find_target
 from targets.tools import host_library
 
 _folder = tempfile.TemporaryDirectory(prefix="blockffn-test-")
-
-
-def shim_kernels() -> dict[str, Built]:
-    """Those of ``gpu_kernels``, with the tiles of Macs: the row for CUDA has more threadgroup memory and sums, and
-    reads eight halves at once, not four. Of each one's forms the first, one of several rows, and that of long passes:
-    others differ from the second in how many rows are written out."""
-    return kernels(replace(GPU_TILES["metal"], token_tiles=(1, 8)))
 
 
 @cache
@@ -37,13 +29,11 @@ def shim_device(kind: str) -> Device:
     return find_device(kind)
 
 
-@cache
-def library(kind: str) -> SimpleNamespace:
-    """All kernels, with a method ``kernel(name)``."""
-    device, path = shim_device(kind), Path(_folder.name) / f"{kind}.so"
+def library(kind: str, kernels: Iterable[Built]) -> SimpleNamespace:
+    """The kernels as an engine has them, on device ``kind``, with a method ``kernel(name)``."""
+    device, path = shim_device(kind), Path(tempfile.mkdtemp(dir=_folder.name)) / "kernels.so"
     target = find_target(kind).tvm_target
-    module = tvm.IRModule({built.name: built.func.with_attr("global_symbol", built.name)
-                           for built in shim_kernels().values()})
+    module = tvm.IRModule({built.name: built.func.with_attr("global_symbol", built.name) for built in kernels})
     executable = tvm.compile(module, target.with_host(tvm.target.Target({"kind": "llvm"})))
     executable.export_library(str(path), fcompile=host_library().link)
     loaded = tvm.runtime.load_module(str(path))
