@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from blockffn_mlc.errors import UserError
+from runtime_py.bench.accounting import Sample
 from runtime_py.bench.identity import source_revision
 from runtime_py.bench.machine import clock_mhz, processor
-from runtime_py.bench.measure import Sample
 from runtime_py.bench.tasks import CHUNK, GENERATE, PROMPT, Task
 from runtime_py.stats import peak_memory
 

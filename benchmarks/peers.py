@@ -28,6 +28,7 @@ from blockffn_mlc.errors import UserError  # noqa: E402
 from blockffn_mlc.sources import ModelSource, open_model  # noqa: E402
 from runtime_py.artifact import Artifact  # noqa: E402
 from runtime_py.bench import measure  # noqa: E402
+from runtime_py.bench.accounting import Sample  # noqa: E402
 from runtime_py.bench.plot import FORMATS as PLOT_FORMATS  # noqa: E402
 from runtime_py.bench.plot import plot_records  # noqa: E402
 from runtime_py.bench.records import Record, make_record  # noqa: E402
@@ -125,7 +126,7 @@ def run_jobs(jobs: Sequence[Job], repeat: int, progress: Callable[[str], None]) 
     setups = {setup: module for module, setup, _ in jobs}
     jobs = sorted(jobs, key=lambda job: list(dict.fromkeys(task.name for *_, task in jobs)).index(job[2].name))
     shared = {"rounds": repeat, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | measure.surroundings(None)
-    samples: dict[Any, list[measure.Sample]] = defaultdict(list)
+    samples: dict[Any, list[Sample]] = defaultdict(list)
     with ExitStack() as stack:
         workers, facts = {}, {}
         for setup, module in setups.items():

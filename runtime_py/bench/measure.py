@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,13 +19,13 @@ from ..sampling import GREEDY, Sampler
 from ..session import Session
 from ..speculation import PLAIN, FixedShape, ShapeController, advance
 from ..stats import Stats, Stopwatch, peak_memory
+from .accounting import Accounts, Sample
 from .calls import Description
 from .identity import artifact_facts, device_facts
 from .machine import busy_share
-from .passes import DENSE, FUNCTIONS, SPARSE
-from .tasks import CHUNK, GENERATE, SPECULATIVE, Task
+from .passes import DENSE, SPARSE
+from .tasks import GENERATE, SPECULATIVE, Task
 from .text import FollowText, Text
-from .work import Routing, WorkCounter
 
 SCRIPTED = "scripted"
 PAPER_ACCEPT_LENGTH = 2.66  # mean of BlockFFN's table 6
@@ -47,22 +46,6 @@ class Setup:
     draft: str = "auto"
     accept_length: float = PAPER_ACCEPT_LENGTH
     tree_size: int | None = None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One run of a task. ``seconds`` until the device is done; ``passes`` of the model; ``weight_bytes`` that they
-    read; ``operations``: 2 per multiply-add that is needed (None where drafts decide); ``active``, ``union``: shares of
-    the experts that a token uses and that a pass uses, means; ``accept_length``: new tokens per pass of speculative
-    decoding, else None. What other engines do not tell is None."""
-
-    seconds: float
-    passes: int
-    weight_bytes: int | None
-    operations: int | None
-    active: float
-    union: float | None
-    accept_length: float | None = None
 
 
 def surroundings(setup: Setup) -> dict[str, Any]:
@@ -97,7 +80,7 @@ class Subject:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
         self.engine = Engine.load(setup.artifact, setup.threads, device=setup.device)
-        self._description = Description.load(self.engine.artifact.path)
+        self._accounts = Accounts(self.engine.artifact, Description.load(self.engine.artifact.path))
         self._text = Text.of(self.engine.artifact) if setup.text is None else Text.read(setup.text, self.engine)
         self._sessions: dict[tuple[int, bool], Session] = {}
         self._continuations: dict[tuple[int, int], list[int]] = {}
@@ -128,25 +111,13 @@ class Subject:
 
     def _read(self, session: Session, task: Task, turn: int) -> Sample:
         """A prompt or a chunk."""
-        every = task.kind == CHUNK and task.tokens <= self.engine.artifact.max_tree_nodes
+        every = self._accounts.rows(task, task.tokens) > 1
         ids = self._text.part(task.depth + turn * task.tokens, task.tokens).tolist()
         session.wait()
         clock = Stopwatch()
         scores = [output.layer_scores for output in session.stream(ids, all_logits=every)]
         session.wait()
-        seconds = clock.seconds
-        past, weights, operations, used = task.depth, 0, 0, []
-        for layers in scores:
-            layers = list(layers)
-            n = len(layers[0])
-            counter = self._counter(task, n, n if every else 1, past)
-            routings = [Routing.of(layer, task.mode == DENSE) for layer in layers]
-            weights += counter.weights_read(routings)
-            operations += sum(work.operations for work in counter.count(routings))
-            used.append(np.stack(layers) != 0)
-            past += n
-        return Sample(seconds, len(scores), weights, operations, float(np.concatenate(used, axis=1).mean()),
-                      statistics.mean(float(part.any(axis=1).mean()) for part in used))
+        return self._accounts.reading(task, clock.seconds, [list(layers) for layers in scores])
 
     def _decode(self, session: Session, task: Task) -> Sample:
         """Tokens one after the other, or as the session's drafter has it."""
@@ -163,23 +134,9 @@ class Subject:
             root = new[-1]
         session.wait()
         seconds = clock.seconds
-        active = float(used.mean())
-        if not drafts:
-            counter = self._counter(task, 1, 1, task.depth + task.tokens // 2)
-            experts = [float(used.shape[2] if task.mode == DENSE else layer.sum(axis=1).mean()) for layer in used]
-            routings = [Routing(count, count) for count in experts]
-            operations = sum(work.operations for work in counter.count(routings))
-            return Sample(seconds, stats.passes, stats.passes * counter.weights_read(routings),
-                          stats.passes * operations, active, active)
-        trees = stats.union_shares
-        union = (sum(trees) + (stats.passes - len(trees)) * active) / stats.passes
-        routings = [Routing(union * used.shape[2], 0)] * len(used)
-        weights = stats.passes * self._counter(task, 1, 1, task.depth).weights_read(routings)
-        return Sample(seconds, stats.passes, weights, None, active, union, stats.mean_accept_length)
-
-    def _counter(self, task: Task, n: int, rows: int, past: int) -> WorkCounter:
-        calls = self._description.passes[FUNCTIONS[DENSE if task.mode == DENSE else SPARSE]]
-        return WorkCounter(self.engine.artifact, self._description, calls, {"n": n, "m": rows}, past)
+        if drafts:
+            return self._accounts.speculation(task, seconds, used, stats)
+        return self._accounts.decoding(task, seconds, used)
 
     def _session(self, task: Task) -> Session:
         """With ``task.depth`` cached tokens."""

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..artifact import Artifact
 from . import measure
-from .measure import Sample, Setup
+from .accounting import Sample
+from .measure import Setup
 from .rounds import process
 from .tasks import Task, check_tasks
 

@@ -33,7 +33,7 @@ _COLUMNS: dict[str, Callable[[Record], str]] = {
     "active": lambda r: f"{r['active']:.1%}",
     "union": lambda r: "" if r["union"] is None else f"{r['union']:.1%}",
     "accept": lambda r: "" if r["accept_length"] is None else f"{r['accept_length']:.2f}",
-    "memory": lambda r: f"{r['peak_memory_bytes'] / 1e6:.0f} MB",
+    "memory": lambda r: "" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 1e6:.0f} MB",
     "load s": lambda r: f"{r['load_s']:.2f}",
     "first s": lambda r: f"{r['first_pass_s']:.2f}",
 }

@@ -12,14 +12,14 @@ from blockffn_mlc.errors import UserError
 
 from ..devices import KINDS
 from ..tvm_runtime import physical_cores
-from .common import add_rpc, connect, list_of, note, positive_int
+from .common import add_rpc, add_rpc_folder, connect_rpc, list_of, note, positive_int
 
 _COMPARE = "compare"
 _DRAFTS = ("auto", "eagle", "ngram", "scripted")
 _FORMATS = ("md", "csv", "json", "jsonl")
 _WHOLE = {"prompts": (128,), "generated": (128,), "chunks": (1, 2, 4, 8, 16, 32), "modes": ("dense", "sparse")}
 _DRAFTING = ("draft", "accept_length", "tree_size")
-_OPTIONAL = ("text", *_DRAFTING, "plot", "rpc")
+_OPTIONAL = ("text", *_DRAFTING, "plot", "rpc", "rpc_folder")
 _KERNELS = {"tokens": (1, 4, 8, 32), "union": ()}
 
 
@@ -35,6 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", metavar="D", help=f"cpu, {', '.join(KINDS)} or KIND:N (default: what "
                         "the artifact was built for)")
     add_rpc(parser)
+    add_rpc_folder(parser)
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
     parser.add_argument("--depth", type=list_of(_count), default=(64,), metavar="LIST",
@@ -109,7 +110,7 @@ def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
               for artifact in args.artifacts for count in args.threads or (None,)]
     if args.rpc is not None and args.text is not None:
         parser.error("--text: expected no --rpc beside it; a server has the artifact's files alone")
-    with nullcontext() if args.rpc is None else connect(args.rpc) as client:
+    with nullcontext() if args.rpc is None else connect_rpc(args) as client:
         records = run_tasks(setups, tasks, args.repeat, note, client)
     for text in warnings(records):
         note(f"warning: {text}")

@@ -17,6 +17,8 @@ from ..files import read_ids, read_text
 from ..sampling import Sampling
 from ..tvm_runtime import physical_cores
 
+_PHONE_FOLDER = "/data/local/tmp/tvm"
+
 
 def add_command(subparsers: Any, name: str, summary: str, run: Any, details: str = "") -> argparse.ArgumentParser:
     """A sub-command with the arguments every command has."""
@@ -51,12 +53,24 @@ def add_rpc(parser: argparse.ArgumentParser) -> None:
                         "tracker:HOST:PORT/KEY of TVM's tracker; the artifact is sent once (docs/rpc.md)")
 
 
-def connect(address: str) -> Any:
+def add_rpc_folder(parser: argparse.ArgumentParser) -> None:
+    """--rpc-folder, for commands that can run on a phone."""
+    parser.add_argument("--rpc-folder", metavar="DIR", help="where a phone, which runs a server of TVM's own, keeps "
+                        f"what is sent (default: {_PHONE_FOLDER})")
+
+
+def connect_rpc(args: argparse.Namespace) -> Any:
     """A client of the server at --rpc, a context manager. Raises UserError."""
-    from ..rpc.client import Client
+    from ..rpc.client import connect
+    from ..rpc.phone import Phone
     from ..rpc.wire import Address
 
-    return Client(Address.parse(address))
+    client = connect(Address.parse(args.rpc), getattr(args, "rpc_folder", None) or _PHONE_FOLDER)
+    if isinstance(client, Phone) and not hasattr(args, "rpc_folder"):
+        client.close()
+        raise UserError(f"{args.rpc}: serves TVM's RPC without this project's functions; start "
+                        "'python -m runtime_py rpc-server' there")
+    return client
 
 
 def add_input(parser: argparse.ArgumentParser, *kinds: str) -> None:

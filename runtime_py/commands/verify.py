@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from blockffn_mlc.errors import UserError
 
 from ..artifact import Artifact
-from .common import add_command, add_rpc, connect, load_engine, note, print_json
+from .common import add_command, add_rpc, connect_rpc, load_engine, note, print_json
 
 if TYPE_CHECKING:
     from ..selftest.checks import Result
@@ -65,7 +65,7 @@ def _there(args: argparse.Namespace, artifact: Artifact) -> tuple[str, str, Iter
     if args.mmap or args.pin:
         raise UserError("--mmap, --pin: expected no --rpc beside them")
     setup = Setup(args.artifact, args.threads, args.device)
-    with connect(args.rpc) as client:
+    with connect_rpc(args) as client:
         found = client.process(setup, client.send(artifact, note))(verify)
     return found["device"], found["product"], [Result(**result) for result in found["results"]]
 

@@ -9,39 +9,42 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
-from ..artifact import CHAT_CONFIG, TOKEN_STREAM, Artifact
+from ..artifact import Artifact
 from ..bench.measure import Setup
-from ..jsonfile import read_json
 from ..tvm_runtime import load_runtime
-from ..weights import INDEX
 from . import wire
 from .codec import decode, encode
+from .files import artifact_files
+from .phone import Phone
 from .service import PREFIX, VERSION
 from .storage import sha256
 from .wire import Address
 
 _PIECE = 4 << 20  # bytes sent at a time
 _TIMEOUT = 10.0  # seconds that a tracker has for an answer
-_OPTIONAL = ("kernels.json", TOKEN_STREAM, "tokenizer.json")
+
+
+def connect(address: Address, folder: str) -> Client | Phone:
+    """A client of the server at ``address``. ``folder``: where a server of TVM's own keeps files. Raises UserError."""
+    host, port, key = _find(address) if address.tracker else (address.host, address.port, address.key)
+    try:
+        session = load_runtime().get_global_func("rpc.Connect")(host, port, key, False)
+    except RuntimeError as error:
+        raise UserError(f"{address}: {_reason(error, 'cannot connect')}") from None
+    try:
+        functions = {name: session[PREFIX + name] for name in ("version", "append", "call")}
+    except (AttributeError, RuntimeError):
+        return Phone(session, str(address), folder)
+    return Client(functions, address)
 
 
 class Client:
     """Calls a server of this package, which serves nobody else meanwhile: use it as a context manager. Raises UserError
     where there is none, or it breaks off."""
 
-    def __init__(self, address: Address) -> None:
-        self._address = address
-        host, port, key = _find(address) if address.tracker else (address.host, address.port, address.key)
-        try:
-            session = load_runtime().get_global_func("rpc.Connect")(host, port, key, False)
-        except RuntimeError as error:
-            raise UserError(f"{address}: {_reason(error, 'cannot connect')}") from None
-        try:
-            self._functions = {name: session[PREFIX + name] for name in ("version", "append", "call")}
-            version = self._functions["version"]()
-        except (AttributeError, RuntimeError):
-            raise UserError(f"{address}: serves TVM's RPC without this project's functions; start "
-                            "'python -m runtime_py rpc-server' there") from None
+    def __init__(self, functions: dict[str, Any], address: Address) -> None:
+        self._functions, self._address = functions, address
+        version = functions["version"]()
         if version != VERSION:
             raise UserError(f"{address}: its server speaks version {version}, this is {VERSION}; install the same "
                             "version of this project on both")
@@ -94,13 +97,6 @@ class Client:
         if "error" in answer:
             raise UserError(f"{self._address}: {answer['error']}")
         return answer["result"]
-
-
-def artifact_files(artifact: Artifact) -> list[str]:
-    """The files of an artifact that running it takes, relative to its folder."""
-    shards = [shard["dataPath"] for shard in read_json(artifact.path / INDEX)["records"]]
-    library = artifact.library.relative_to(artifact.path).as_posix()
-    return [CHAT_CONFIG, INDEX, library, *shards, *(name for name in _OPTIONAL if (artifact.path / name).is_file())]
 
 
 def _find(address: Address) -> tuple[str, int, str]:

@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, is_dataclass
 from typing import Any
 
-from ..bench.measure import Sample, Setup
+from ..bench.accounting import Sample
+from ..bench.measure import Setup
 from ..bench.tasks import Task
 
 _TYPES = {kind.__name__: kind for kind in (Sample, Setup, Task)}

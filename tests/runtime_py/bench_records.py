@@ -1,6 +1,6 @@
 """Synthetic records of the benchmark."""
 
-from runtime_py.bench.measure import Sample
+from runtime_py.bench.accounting import Sample
 from runtime_py.bench.records import make_record
 from runtime_py.bench.tasks import SPECULATIVE, Task
 

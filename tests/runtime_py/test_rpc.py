@@ -18,12 +18,13 @@ from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
-from runtime_py.bench.measure import Sample, Setup
+from runtime_py.bench.accounting import Sample
+from runtime_py.bench.measure import Setup
 from runtime_py.bench.tasks import Task
 from runtime_py.cli import main
 from runtime_py.rpc import client as client_module
-from runtime_py.rpc.client import Client, artifact_files
 from runtime_py.rpc.codec import decode, encode
+from runtime_py.rpc.files import artifact_files
 from runtime_py.rpc.storage import Storage, sha256
 from runtime_py.rpc.wire import Address
 
@@ -54,7 +55,7 @@ def connect():
     def connect(address, key=KEY):
         if made:
             made[-1].close()
-        made.append(Client(Address.parse(f"{address}/{key}")))
+        made.append(client_module.connect(Address.parse(f"{address}/{key}"), "/"))
         return made[-1]
 
     yield connect
@@ -166,7 +167,7 @@ def test_who_does_not_know_the_key_is_refused(server, connect):
     host, port = server.address.split(":")
     for key in ("", "other", KEY + "x"):
         with pytest.raises(UserError, match=f"{server.address}.*: its key is another; name it as HOST:PORT/KEY"):
-            Client(Address(host, int(port), key))
+            client_module.connect(Address(host, int(port), key), "/")
     for garbage in (b"GET / HTTP/1.0\r\n\r\n", b"\x71\xf2\x0f\x00\xff\xff\xff\x7f", b""):
         with socket.create_connection((host, int(port)), timeout=30) as stranger:
             stranger.sendall(garbage)
@@ -238,13 +239,15 @@ def test_a_tracker_hands_out_the_server(tmp_path, connect):
         tracker.terminate()
 
 
-def test_a_server_of_tvms_own_is_told_apart():
+def test_a_server_of_tvms_own_is_told_apart(tmp_path, capsys):
+    write_artifact(tmp_path / "toy")
     program = Path(__file__).parent / "devices" / "rpc_server.py"
     with subprocess.Popen([sys.executable, program, "cpu"], stdout=subprocess.PIPE, text=True,
                           env=os.environ | {"PYTHONPATH": str(program.parents[3])}) as server:
         try:
-            with pytest.raises(UserError, match="without this project's functions; start 'python -m runtime_py rpc-s"):
-                Client(Address("127.0.0.1", int(server.stdout.readline())))
+            address = f"127.0.0.1:{server.stdout.readline().strip()}"
+            assert main(["verify", str(tmp_path / "toy"), "--rpc", address]) == 1
+            assert "without this project's functions; start 'python -m runtime_py rpc-s" in capsys.readouterr().err
         finally:
             server.kill()
 
