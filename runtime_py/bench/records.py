@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int, progr
     artifacts = {setup.artifact: Artifact.open(setup.artifact) for setup in setups}
     for artifact in artifacts.values():
         check_tasks(tasks, artifact)
+    names = Counter(artifact.name for artifact in artifacts.values())
     sent = {path: client.send(artifact, progress) for path, artifact in artifacts.items()} if client else {}
     shared = {"rounds": repeat, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     samples: dict[tuple[Setup, Task], list[Sample]] = defaultdict(list)
@@ -42,6 +43,8 @@ def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int, progr
         for setup in setups:
             progress(f"load {setup.artifact} for {setup.threads or 'all'} thread(s)")
             facts[setup] = shared | workers[setup](measure.prepare, tasks)
+            if names[artifacts[setup.artifact].name] > 1:  # folders of one name in different places
+                facts[setup]["artifact"] = setup.artifact
         steps = [(setup, task) for task in tasks for setup in setups]
         for turn in range(repeat + 1):
             progress(f"round {turn} of {repeat}" if turn else "warm up")

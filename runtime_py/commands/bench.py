@@ -6,6 +6,7 @@ import argparse
 import json
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from blockffn_mlc.errors import UserError
@@ -107,7 +108,8 @@ def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         check_plot(args.plot, PLOT_FORMATS)
         load_pyplot()
     setups = [Setup(artifact, count, args.device, args.text, **given)
-              for artifact in args.artifacts for count in args.threads or (None,)]
+              for artifact in dict.fromkeys(str(Path(name)) for name in args.artifacts)
+              for count in args.threads or (None,)]
     if args.rpc is not None and args.text is not None:
         parser.error("--text: expected no --rpc beside it; a server has the artifact's files alone")
     with nullcontext() if args.rpc is None else connect_rpc(args) as client:

@@ -6,18 +6,24 @@ import io
 import json
 import re
 import statistics
+from contextlib import contextmanager
 
 import pytest
-from bench_records import record
+from bench_records import FACTS, record
+from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
+from runtime_py.bench import records as records_module
 from runtime_py.bench.compare import FASTER, SAME, SLOWER, UNKNOWN, compare
-from runtime_py.bench.plot import plot_records
+from runtime_py.bench.measure import Sample, Setup
+from runtime_py.bench.plot import plot_records, series
+from runtime_py.bench.records import run_tasks
 from runtime_py.bench.render import FORMATS, read_records, warnings
 from runtime_py.bench.tasks import Task, check_tasks, make_tasks
 from runtime_py.cli import main
 from runtime_py.drafters.scripted import accuracy_for
+from runtime_py.plot import load_pyplot
 
 RECORDS = [record(1.0, 2.0, 4.0), record(2.0, task=Task("tg", 8, 64, "speculative")),
            record(0.5, 0.5, 0.5, task=Task("chunk", 4, 64, "dense"), device="opencl:0", driver="3.1"),
@@ -100,6 +106,71 @@ def test_pictures(tmp_path):
     plot_records(tmp_path / "x.html", RECORDS[:1], {})
     page = (tmp_path / "x.html").read_text()
     assert base64.b64decode(re.search(r'base64,([^"]*)"', page)[1]).startswith(PNG) and "| toy | 1074 MB | cpu" in page
+
+
+def test_what_pictures_show(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(load_pyplot(), "close", figures.append)
+    tasks = [Task("chunk", tokens, 64, "sparse") for tokens in (8, 2)]
+    read = [record(0.5, task=tasks[0]), record(0.25, task=tasks[1]) | {"union": 0.25}]
+    plot_records(tmp_path / "x.png", [*RECORDS[:2], *read], {2: 20.0})
+    latency, tokens, union, roofline = figures[0].axes
+    assert [bar.get_width() for bar in latency.patches] == [1e3 / rec["tokens_per_s"] for rec in RECORDS[:2]]
+    assert [label.get_text() for label in latency.get_yticklabels()] == [f"{series(rec)}\n{rec['test']}"
+                                                                         for rec in RECORDS[:2]]
+    lines = [axes.lines[0].get_xydata().tolist() for axes in (tokens, union, roofline)]
+    milliseconds = [read[1]["ms"], read[0]["ms"]]
+    assert lines[0] == [[2, milliseconds[0]], [8, milliseconds[1]]]
+    assert lines[1] == [[0.25, milliseconds[0]], [0.5, milliseconds[1]]]
+    assert lines[2] == [[rec["gop_per_s"] / rec["gb_per_s"], rec["gop_per_s"]] for rec in read]
+    ends = roofline.lines[1].get_xydata()
+    assert (ends[:, 1] / ends[:, 0]).tolist() == pytest.approx([20, 20])
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """What the measuring processes, which are none here, were asked to do."""
+    asked = []
+
+    @contextmanager
+    def process(setup):
+        def call(task, *arguments):
+            asked.append((setup, task.__name__, *arguments))
+            return {"surroundings": {}, "prepare": dict(FACTS) | {"threads": setup.threads}, "peak": 1,
+                    "measure": Sample(1.0 + len(asked), 1, 1, 1, 0.25, 0.5)}[task.__name__]
+        yield call
+
+    monkeypatch.setattr(records_module, "process", process)
+    return asked
+
+
+def test_what_is_compared_takes_turns(artifact_folder, measured):
+    """Forwards and backwards; the first round does not count."""
+    setups = [Setup(str(artifact_folder), threads) for threads in (1, 2)]
+    tasks = [Task("tg", 4, 0, mode) for mode in ("dense", "sparse")]
+    records = run_tasks(setups, tasks, 2, lambda text: None)
+    steps = [(setup, "measure", task) for task in tasks for setup in setups]
+    done = [call for call in measured if call[1] == "measure"]
+    assert done == [(*step, turn) for turn, order in enumerate((steps[::-1], steps, steps[::-1])) for step in order]
+    times = [[1.0 + i for i, call in enumerate(measured, 1) if call[:3] == step and call[3]] for step in steps]
+    assert [record["seconds"] for record in records] == times
+    assert [(record["threads"], record["mode"]) for record in records] == [(1, "dense"), (2, "dense"), (1, "sparse"),
+                                                                          (2, "sparse")]
+
+
+def test_artifacts_are_told_apart_and_measured_once(tmp_path, measured, capsys):
+    folders = [tmp_path / name / "toy" for name in ("old", "new")]
+    for folder in folders:
+        folder.parent.mkdir()
+        write_artifact(folder)
+    command = ["bench", *map(str, folders), f"{folders[0]}/", "-p", "8", "-n", "0", "--chunks", "0", "--depth", "0",
+               "-r", "2", "--modes", "sparse", "-o", "json"]
+    assert main(command) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert [record["artifact"] for record in records] == [str(folder) for folder in folders]
+    assert [len(record["seconds"]) for record in records] == [2, 2]
+    assert main([*command[:2], *command[4:]]) == 0
+    assert [record["artifact"] for record in json.loads(capsys.readouterr().out)] == ["toy"]
 
 
 @pytest.mark.parametrize(("before", "after", "verdict"), [
