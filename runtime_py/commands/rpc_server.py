@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     if args.host not in ("127.0.0.1", "localhost") and not args.key:
         note("warning: without --key whoever reaches this address may run code here")
     tracker = Address.parse(args.tracker) if args.tracker else None
+    if tracker and (tracker.key or tracker.tracker):
+        raise UserError(f"--tracker: expected HOST:PORT, found {args.tracker!r}; its key is --key")
     server = Server(args.host, args.port, args.key, Path(args.storage or cache_folder() / "rpc"), tracker, note)
     print(f"{server.host}:{server.port}", flush=True)
     server.run()

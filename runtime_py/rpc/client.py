@@ -66,21 +66,21 @@ class Client:
     def send(self, artifact: Artifact, progress: Callable[[str], None]) -> str:
         """Put an artifact into the server's storage: what is not there already. Returns its folder there."""
         files = {name: sha256(artifact.path / name) for name in artifact_files(artifact)}
-        held = {name: self.call("held", digest) for name, digest in files.items()}
-        missing = [name for name, count in held.items() if count >= 0]
-        sizes = {name: (artifact.path / name).stat().st_size for name in missing}
-        total = sum(sizes[name] - held[name] for name in missing)
-        if missing:
-            progress(f"send {len(missing)} of {len(files)} files of {artifact.name}, {total / 1e6:.1f} MB")
-        for name in missing:
-            if held[name] > sizes[name]:
-                raise UserError(f"{self._address}: holds more of {name} than there is; empty its storage")
-            with (artifact.path / name).open("rb") as file:
-                offset = file.seek(held[name])
+        names = {digest: name for name, digest in files.items()}  # equal files are sent once
+        held = {digest: count for digest in names if (count := self.call("held", digest)) >= 0}
+        sizes = {digest: (artifact.path / names[digest]).stat().st_size for digest in held}
+        total = sum(sizes[digest] - count for digest, count in held.items())
+        if held:
+            progress(f"send {len(held)} of {len(names)} files of {artifact.name}, {total / 1e6:.1f} MB")
+        for digest, count in held.items():
+            if count > sizes[digest]:
+                raise UserError(f"{self._address}: holds more of {names[digest]} than there is; empty its storage")
+            with (artifact.path / names[digest]).open("rb") as file:
+                offset = file.seek(count)
                 while piece := file.read(_PIECE):
-                    self._answer("append", files[name], offset, piece)
+                    self._answer("append", digest, offset, piece)
                     offset += len(piece)
-            self.call("finish", files[name])
+            self.call("finish", digest)
         return self.call("assemble", artifact.name, files)
 
     def process(self, setup: Setup, folder: str) -> Callable[..., Any]:
@@ -115,7 +115,7 @@ def _find(address: Address) -> tuple[str, int, str]:
 
 def _reason(error: RuntimeError, otherwise: str) -> str:
     text = str(error)
-    return ("its key is another; name it as HOST:PORT/KEY" if "key" in text else
+    return ("its key is another; name it as HOST:PORT/KEY" if "matches key=" in text else
             f"{otherwise} ({_first_line(error)}); is 'python -m runtime_py rpc-server' running there?")
 
 

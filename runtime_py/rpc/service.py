@@ -55,20 +55,12 @@ class Service:
 
     def answer(self, request: str) -> str:
         """``[name, arguments]`` -> ``{"result"}``, or ``{"error"}``: a sentence for who asked."""
-        try:
-            name, arguments = decode(request)
-            return encode({"result": self._run(name, *arguments)})
-        except UserError as error:
-            return encode({"error": str(error)})
+        return _answered(lambda: self._run(*decode(request)))
 
     def _append(self, digest: str, offset: int, data: bytes) -> str:
-        try:
-            self._storage.append(digest, offset, data)
-            return encode({"result": None})
-        except (UserError, OSError) as error:
-            return encode({"error": str(error)})
+        return _answered(lambda: self._storage.append(digest, offset, data))
 
-    def _run(self, name: str, *arguments: Any) -> Any:
+    def _run(self, name: str, arguments: list[Any]) -> Any:
         if name in TASKS:
             setup, *others = arguments
             return self._process(setup)(TASKS[name], *others)
@@ -82,6 +74,17 @@ class Service:
         if setup not in self._processes:
             self._processes[setup] = self._stack.enter_context(process(setup))
         return self._processes[setup]
+
+
+def _answered(run: Callable[[], Any]) -> str:
+    """What ``run`` returns or how it failed, for who asked: the connection, and what else it can do, stay."""
+    try:
+        return encode({"result": run()})
+    except UserError as error:
+        return encode({"error": str(error)})
+    except Exception as error:
+        words = str(error).strip().splitlines()[:1]
+        return encode({"error": ": ".join(["failed there", type(error).__name__, *words])})
 
 
 def serve(connection: Any, folder: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from blockffn_mlc.errors import UserError
 
+from ..files import not_private
 from ..jsonfile import path_inside
 
 _DIGEST_LENGTH = 64
@@ -19,10 +20,13 @@ class Storage:
     """``blobs/SHA256`` is a file, ``blobs/SHA256.partial`` its beginning; ``artifacts/*/NAME`` are folders of links."""
 
     def __init__(self, folder: Path) -> None:
-        """Makes the folder, for this user alone, where there is none."""
+        """Makes the folder, for this user alone, where there is none. Raises UserError when others can write there:
+        libraries are loaded from it."""
         self._blobs, self._artifacts = folder / "blobs", folder / "artifacts"
         for path in (self._blobs, self._artifacts):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if problem := not_private(path):
+                raise UserError(f"{path}: {problem}; choose another --storage")
 
     def held(self, digest: str) -> int:
         """Bytes of the file that are here; -1: all of it."""
@@ -56,11 +60,13 @@ class Storage:
         identity = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
         parent = self._artifacts / identity
         folder = path_inside(parent, name, "artifact")
+        places = {path_inside(folder, path, name): self._blob(digest) for path, digest in files.items()}
         for path, digest in files.items():
-            blob, place = self._blob(digest), path_inside(folder, path, name)
+            blob = self._blob(digest)
             if not blob.is_file() or sha256(blob) != digest:
                 blob.unlink(missing_ok=True)
                 raise UserError(f"{name}: file {path!r} is missing or damaged in the server's storage; send it again")
+        for place, blob in places.items():
             place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not place.exists():
                 place.unlink(missing_ok=True)  # a link to a file that was removed

@@ -25,7 +25,7 @@ from runtime_py.cli import main
 from runtime_py.rpc import client as client_module
 from runtime_py.rpc.codec import decode, encode
 from runtime_py.rpc.files import artifact_files
-from runtime_py.rpc.storage import Storage, sha256
+from runtime_py.rpc.storage import sha256
 from runtime_py.rpc.wire import Address
 
 KEY = "toaster"
@@ -113,6 +113,14 @@ def test_files_are_sent_once(server, artifact, connect):
     assert said[1] == f"send 1 of {len(names)} files of toy, 0.0 MB"
 
 
+def test_equal_files_are_sent_once(server, artifact, connect):
+    (artifact.path / "tokenizer.json").write_bytes((artifact.path / "kernels.json").read_bytes())
+    said = []
+    folder = Path(connect(server.address).send(artifact, said.append))
+    assert said[0].startswith(f"send 1 of {len(artifact_files(artifact)) - 1} files of toy, 1.0 MB")
+    assert (folder / "tokenizer.json").read_bytes() == (folder / "kernels.json").read_bytes()
+
+
 def test_a_cut_upload_goes_on_where_it_was(server, artifact, connect):
     """Nothing is half there in between."""
     digest = sha256(artifact.path / "kernels.json")
@@ -146,23 +154,6 @@ def test_what_arrives_as_another_file_is_refused(server, artifact, connect):
     assert client.call("held", digest) == -1
 
 
-def test_what_changed_in_the_storage_is_noticed(tmp_path):
-    storage, digest = Storage(tmp_path), hashlib.sha256(b"right").hexdigest()
-    storage.append(digest, 0, b"right")
-    storage.finish(digest)
-    assert (storage.assemble("toy", {"a/b": digest}) / "a" / "b").read_bytes() == b"right"
-    (tmp_path / "blobs" / digest).write_bytes(b"wrong")
-    with pytest.raises(UserError, match="'a/b' is missing or damaged"):
-        storage.assemble("toy", {"a/b": digest})
-    assert storage.held(digest) == 0
-    for name, path in (("toy", "../b"), ("..", "b"), ("toy", "/b")):
-        with pytest.raises(UserError, match="not a relative path inside"):
-            storage.assemble(name, {path: digest})
-    for wrong in ("../../x", "5" * 63, "G" * 64):
-        with pytest.raises(UserError, match="expected a SHA-256"):
-            storage.held(wrong)
-
-
 def test_who_does_not_know_the_key_is_refused(server, connect):
     host, port = server.address.split(":")
     for key in ("", "other", KEY + "x"):
@@ -180,6 +171,23 @@ def test_who_does_not_know_the_key_is_refused(server, connect):
 def test_requests_that_the_server_does_not_know(server, connect):
     with pytest.raises(UserError, match="unknown request 'exec'"):
         connect(server.address).call("exec", "1")
+
+
+def test_what_fails_there_is_told_and_the_connection_stays(tmp_path, connect):
+    with rpc_server(tmp_path, "--key", KEY) as server:
+        client, digest = connect(server.address), "0" * 64
+        with pytest.raises(UserError, match="failed there: TypeError: .*missing 1 required positional argument"):
+            client.call("assemble", "toy")
+        (tmp_path / "blobs").rename(tmp_path / "away")
+        with pytest.raises(UserError, match="failed there: FileNotFoundError: .*No such file"):
+            client.call("finish", digest)
+        (tmp_path / "away").rename(tmp_path / "blobs")
+        assert client.call("held", digest) == 0
+
+
+def test_a_host_that_is_not_there_has_no_other_key():
+    with pytest.raises(UserError, match="keyhost.invalid:1: cannot connect"):
+        client_module.connect(Address("keyhost.invalid", 1), "/")
 
 
 def test_tvms_own_client_is_served(server):
@@ -277,6 +285,7 @@ def test_what_goes_over_the_wire():
     (["--port", "70000"], "--port: expected 0 to 65535"), (["--key", "a b"], "--key: expected a word"),
     (["--tracker", "x:9"], "--tracker: expected --key beside it"),
     (["--tracker", "x", "--key", "k"], "expected HOST:PORT"),
+    (["--tracker", "x:9/k", "--key", "k"], "--tracker: expected HOST:PORT, found 'x:9/k'"),
     (["--host", "256.0.0.1", "--key", "k"], "256.0.0.1:9090: cannot listen there")])
 def test_a_server_that_cannot_be(tmp_path, capsys, options, message):
     assert main(["rpc-server", "--storage", str(tmp_path), *options]) == 1
