@@ -77,9 +77,9 @@ def prepare(setup: Setup, tasks: Sequence[Task]) -> dict[str, Any]:
     loaded = time.perf_counter()
     engine.forward([1], every=True)
     first = time.perf_counter() - loaded
-    return {"artifact": engine.title, "artifact_digest": None, "target": None, "host": None,
+    return {"artifact": engine.title, "artifact_digest": None, "target": engine.version, "host": None,
             "quantization": engine.format, "activations": None, "built_by_tvm": None,
-            "weight_bytes": engine.weight_bytes, "device": "cpu", "device_name": processor(), "driver": engine.version,
+            "weight_bytes": engine.weight_bytes, "device": "cpu", "device_name": processor(), "driver": None,
             "clock_mhz": clock_mhz(), "processor": processor(), "system": platform.platform(), "tvm": None,
             "source": source_revision(), "threads": setup.threads, "text": "random tokens", "load_s": loaded - begin,
             "first_pass_s": first, "draft": None}

@@ -30,14 +30,17 @@ from runtime_py.artifact import Artifact  # noqa: E402
 from runtime_py.bench import measure  # noqa: E402
 from runtime_py.bench.accounting import Sample  # noqa: E402
 from runtime_py.bench.plot import FORMATS as PLOT_FORMATS  # noqa: E402
-from runtime_py.bench.plot import plot_records  # noqa: E402
+from runtime_py.bench.plot import draw_latency, draw_passes, write_figure  # noqa: E402
 from runtime_py.bench.records import Record, make_record  # noqa: E402
 from runtime_py.bench.render import FORMATS, warnings  # noqa: E402
-from runtime_py.bench.rounds import process, read_bandwidth  # noqa: E402
+from runtime_py.bench.rounds import process  # noqa: E402
 from runtime_py.bench.tasks import DENSE, GENERATE, SPARSE, Task, check_tasks, make_tasks  # noqa: E402
 from runtime_py.commands.common import list_of, note, positive_int  # noqa: E402
 from runtime_py.files import cache_folder  # noqa: E402
 from runtime_py.plot import check_plot, load_pyplot  # noqa: E402
+
+
+_SETTLE = 0.1  # seconds: after a pass some engines' threads go on spinning for a while
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         note(f"warning: {text}")
     print(FORMATS[args.output](records))
     if args.plot is not None:
-        plot_records(args.plot, records, {args.threads: read_bandwidth(args.threads)})
+        plot(args.plot, records)
         note(f"wrote {args.plot}")
 
 
@@ -136,12 +139,21 @@ def run_jobs(jobs: Sequence[Job], repeat: int, progress: Callable[[str], None]) 
         for turn in range(repeat + 1):
             progress(f"round {turn} of {repeat}" if turn else "warm up")
             for module, setup, task in jobs if turn % 2 else reversed(jobs):
+                time.sleep(_SETTLE)
                 sample = workers[setup](module.measure, task, turn)
                 if turn:
                     samples[setup, task].append(sample)
         for setup, module in setups.items():
             facts[setup]["peak_memory_bytes"] = workers[setup](module.peak)
     return [make_record(facts[setup], task, samples[setup, task]) for _, setup, task in jobs]
+
+
+def plot(path: str | Path, records: Sequence[Record]) -> None:
+    """A picture of decoding and of passes, as .png, or as .html with the table."""
+    figure, axes = load_pyplot().subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+    draw_latency(axes[0], records)
+    draw_passes(axes[1], records, "tokens", "tokens in a pass")
+    write_figure(path, figure, records)
 
 
 if __name__ == "__main__":

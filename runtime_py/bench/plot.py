@@ -21,15 +21,19 @@ FORMATS = (".png", ".html")
 def plot_records(path: str | Path, records: Sequence[Record], bandwidth: dict[int, float]) -> None:
     """Write a .png, or an .html with it and the table. ``bandwidth``: GB/s that the processor's memory reads with so
     many threads, the roof of its passes."""
-    image = io.BytesIO()
-    pyplot = load_pyplot()
-    figure, axes = pyplot.subplots(2, 2, figsize=(13, 9), layout="constrained")
-    _latency(axes[0, 0], records)
-    _passes(axes[0, 1], records, "tokens", "tokens in a pass")
-    _passes(axes[1, 0], records, "union", "share of the experts in a pass's union")
+    figure, axes = load_pyplot().subplots(2, 2, figsize=(13, 9), layout="constrained")
+    draw_latency(axes[0, 0], records)
+    draw_passes(axes[0, 1], records, "tokens", "tokens in a pass")
+    draw_passes(axes[1, 0], records, "union", "share of the experts in a pass's union")
     _roofline(axes[1, 1], records, bandwidth)
+    write_figure(path, figure, records)
+
+
+def write_figure(path: str | Path, figure: Any, records: Sequence[Record]) -> None:
+    """Write and close a figure of pyplot's as .png, or as an .html with the table of ``records``."""
+    image = io.BytesIO()
     figure.savefig(image, format="png", dpi=110)
-    pyplot.close(figure)
+    load_pyplot().close(figure)
     with replacing(path) as temporary:
         if Path(path).suffix.lower() == ".png":
             temporary.write_bytes(image.getvalue())
@@ -45,7 +49,7 @@ def series(record: Record) -> str:
     return f"{record['artifact']}, {record['device']}{threads}, {record['mode']}{draft}"
 
 
-def _latency(axes: Any, records: Sequence[Record]) -> None:
+def draw_latency(axes: Any, records: Sequence[Record]) -> None:
     rows = [record for record in records if record["kind"] == GENERATE]
     rows = rows or [record for record in records if record["kind"] == CHUNK and record["tokens"] == 1]
     axes.set_title("latency of decoding")
@@ -56,7 +60,7 @@ def _latency(axes: Any, records: Sequence[Record]) -> None:
     axes.invert_yaxis()
 
 
-def _passes(axes: Any, records: Sequence[Record], field: str, label: str) -> None:
+def draw_passes(axes: Any, records: Sequence[Record], field: str, label: str) -> None:
     axes.set_title(f"time of a pass against its {'tokens' if field == 'tokens' else 'union'}")
     axes.set(xlabel=label, ylabel="ms")
     for name, rows in _by_series(records).items():
