@@ -39,7 +39,6 @@ from runtime_py.commands.common import list_of, note, positive_int  # noqa: E402
 from runtime_py.files import cache_folder  # noqa: E402
 from runtime_py.plot import check_plot, load_pyplot  # noqa: E402
 
-
 _SETTLE = 0.1  # seconds: after a pass some engines' threads go on spinning for a while
 
 
