@@ -114,10 +114,12 @@ def test_files_are_sent_once(server, artifact, connect):
 
 
 def test_equal_files_are_sent_once(server, artifact, connect):
-    (artifact.path / "tokenizer.json").write_bytes((artifact.path / "kernels.json").read_bytes())
-    said = []
-    folder = Path(connect(server.address).send(artifact, said.append))
-    assert said[0].startswith(f"send 1 of {len(artifact_files(artifact)) - 1} files of toy, 1.0 MB")
+    client, said = connect(server.address), []
+    client.send(artifact, said.append)
+    for name in ("kernels.json", "tokenizer.json"):
+        (artifact.path / name).write_bytes(bytes(1 << 20))
+    folder = Path(client.send(artifact, said.append))
+    assert said[1:] == [f"send 1 of {len(artifact_files(artifact)) - 1} files of toy, 1.0 MB"]
     assert (folder / "tokenizer.json").read_bytes() == (folder / "kernels.json").read_bytes()
 
 
