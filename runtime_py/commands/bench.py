@@ -112,6 +112,8 @@ def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
               for count in args.threads or (None,)]
     if args.rpc is not None and args.text is not None:
         parser.error("--text: expected no --rpc beside it; a server has the artifact's files alone")
+    if args.rpc_folder is not None and args.rpc is None:
+        parser.error("--rpc-folder: expected --rpc beside it")
     with nullcontext() if args.rpc is None else connect_rpc(args) as client:
         records = run_tasks(setups, tasks, args.repeat, note, client)
     for text in warnings(records):

@@ -239,6 +239,7 @@ def test_what_does_not_fit_is_refused(artifact_folder, task, message):
     ("bench x -n 0 --modes sparse,speculative", "speculative times -n alone"),
     ("bench x --tree-size 4", "--tree-size: expected speculative among --modes"),
     ("bench x --modes speculative --draft eagle --accept-length 2", "--accept-length: expected --draft scripted"),
+    ("bench x --text y --rpc z:1", "--text: expected no --rpc"), ("bench x --rpc-folder y", "expected --rpc beside it"),
     ("bench x --tokens 1", "--tokens: expected --kernels"), ("bench x --kernels -p 1", "-p: expected no --kernels"),
     ("bench x --kernels --accept-length 2", "--accept-length: expected no --kernels"),
     ("bench x y --kernels", "expected one artifact"), ("bench x --kernels --depth 1,2", "one --depth"),
