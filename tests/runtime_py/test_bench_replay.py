@@ -177,8 +177,11 @@ def test_work_of_single_calls(engine, description):
 
 
 def test_the_measuring_process_needs_neither_torch_nor_the_compiler(folder):
-    code = ("import sys\nfrom runtime_py.bench.worker import *\n"
+    code = ("import sys\nimport runtime_py.rpc.client, runtime_py.rpc.server\nfrom runtime_py.bench.worker import *\n"
             f"setup = Setup({str(folder)!r}, 1, 4)\nprepare(setup, 2)\nmeasure(setup, Case(2), 1)\n"
+            "from runtime_py.bench import measure\nfrom runtime_py.bench.tasks import Task\n"
+            f"setup, task = measure.Setup({str(folder)!r}, 1), Task('tg', 2, 4, 'sparse')\n"
+            "measure.prepare(setup, [task])\nmeasure.measure(setup, task, 1)\n"
             "assert not {'torch', 'tvm'} & set(sys.modules)")
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
