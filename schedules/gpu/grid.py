@@ -51,7 +51,7 @@ def shared(shape: Sequence[int], dtype: str = "float32") -> T.Buffer:
 
 
 class Local:
-    """A private array of one work-item; in registers if all indices are Python integers."""
+    """A private array of one work-item; in registers if all indices are Python integers, which are checked."""
 
     def __init__(self, size: int, value: Any = None, dtype: str = "float32") -> None:
         self.size, self.dtype = size, dtype
@@ -61,17 +61,22 @@ class Local:
                 self.set(i, value)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._buffer[i]
+        return self._buffer[self._checked(i)]
 
     def set(self, i: Any, value: Any) -> None:
         """self[i] = value"""
         if isinstance(value, int | float):
             value = tvm.tirx.const(value, self.dtype)
-        T.buffer_store(self._buffer, value, [i])
+        T.buffer_store(self._buffer, value, [self._checked(i)])
 
     def add(self, i: Any, value: Any) -> None:
         """self[i] += value"""
         self.set(i, self[i] + value)
+
+    def _checked(self, i: Any) -> Any:
+        if isinstance(i, int) and not 0 <= i < self.size:
+            raise IndexError(f"element {i} of a private array of {self.size}")
+        return i
 
 
 def ceil_div(a: Any, b: int) -> Any:

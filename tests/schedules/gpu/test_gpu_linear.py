@@ -44,8 +44,9 @@ def test_more_tokens_than_a_tree_has_take_the_prefill_tile(rng, family):
     tiles = GPU_TILES[family]
     func = gpu.linear(tiles, 288, 64, "float32")
     x = normal(rng, 130, 288)
-    _, packed = stored_matrix(rng, "float32", tiles.output_tile, 64, 288)
-    tree, one_more, many = (run(func, x[:n], packed, Out((n, 64))) for n in (64, 65, 130))
+    w, packed = stored_matrix(rng, "float32", tiles.output_tile, 64, 288)
+    tree, one_more, many = found = [run(func, x[:n], packed, Out((n, 64))) for n in (64, 65, 130)]
+    assert all(nmse(y, twins.linear(x, w)[:len(y)]) <= EXACT for y in found)
     assert same_bits(one_more[:64], tree) == (tiles.prefill_tile == 0)
     assert same_bits(many[:65], one_more)
 

@@ -18,6 +18,7 @@ from blockffn_mlc.compile import compile_graph
 from blockffn_mlc.draft_config import DraftConfig
 from schedules import gpu
 from schedules.builder import FACTORY
+from schedules.gpu import grid
 from schedules.layout import FLOAT_FORMATS
 from schedules.tiles import GPU_TILES
 from targets import find_target
@@ -97,6 +98,24 @@ def test_matrices_are_read_in_vectors_of_16_bytes(weight_format, language):
     wide, scales = (len(re.findall(pattern, uses)) for pattern in LOADS[language].values())
     assert wide + scales == uses.count("weights_ptr"), "a load that is not a vector"
     assert (scales > 0) == (weight_format == "q4f16_1") and wide >= scales
+
+
+@pytest.mark.parametrize("name", GPU_TILES)
+def test_sums_are_added_up_for_a_tiles_rows_and_no_others(name):
+    """However many rows at a time threadgroup memory allows, and whatever a load holds."""
+    for weight_format, load_bytes in product(gpu.FORMATS, (4, 8, 16)):
+        gpu.linear(replace(GPU_TILES[name], load_bytes=load_bytes), 64, 64, weight_format)
+
+
+def test_an_index_beyond_a_private_array_is_refused():
+    with grid.kernel(__name__), grid.launch((1,), (1,)):
+        array = grid.Local(4, 0.0)
+        array.add(3, array[0])
+        for i in (-1, 4):
+            with pytest.raises(IndexError, match=f"element {i} of a private array of 4"):
+                array[i]
+            with pytest.raises(IndexError):
+                array.set(i, 0.0)
 
 
 @pytest.mark.parametrize("name", KERNELS)
