@@ -92,7 +92,7 @@ class _Told:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, RuntimeError):
+        if isinstance(error, (RuntimeError, AttributeError)):  # the latter: a function that the server lacks
             lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
             raise UserError(f"{self._address}: {lines[-1].strip()}; what was sent whole is kept there: start again"
                             ) from None
