@@ -77,12 +77,13 @@ def phone(kind):
 
 def test_a_phone_times_the_same_passes(built, device, tmp_path, capsys):
     folder = built(GQA, "q0f32", device.kind)
-    command = ["bench", str(folder), "-p", "20", "-n", "2", "--chunks", "3", "--depth", "3", "-r", "1", "-o", "json"]
+    command = ["bench", str(folder), "-p", "20", "-n", "2", "--chunks", "3", "--depth", "3", "-r", "1", "-o", "json",
+               "--device", device.name]
     with phone(device.kind) as address:
         assert main([*command, "--rpc", address, "--rpc-folder", str(tmp_path)]) == 0
     there, err = capsys.readouterr()
     assert "send lib/" in err and "send params_shard_0.bin" in err
-    assert main([*command, "--device", device.name, "--threads", "1"]) == 0
+    assert main([*command, "--threads", "1"]) == 0
     there, here = json.loads(there), json.loads(capsys.readouterr().out)
     other = TIMED | {"processor", "processors", "system", "tvm"}
     for mine, phones in zip(here, there, strict=True):
@@ -92,7 +93,7 @@ def test_a_phone_times_the_same_passes(built, device, tmp_path, capsys):
             name: value for name, value in mine.items() if name not in other | own}
     with phone(device.kind) as address:  # files are there now, but one that came in part
         next(tmp_path.glob("*.bin.whole")).unlink()
-        assert main([*command[:2], "-p", "0", "-n", "0", "--chunks", "1", "-r", "1", "--rpc", address, "--rpc-folder",
+        assert main([*command, "-p", "0", "-n", "0", "--chunks", "1", "--rpc", address, "--rpc-folder",
                      str(tmp_path)]) == 0
     assert capsys.readouterr().err.count("send ") == 1
 
