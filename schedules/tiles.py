@@ -87,7 +87,7 @@ class GpuTiles(Tiles):
     the largest. ``sums``: rows times outputs of a work-item, at most.
     ``prefill_tile``: rows computed together in passes of more tokens than a tree has, where the ``slices`` share an
     output's rows and not its inputs; fewer where threadgroup memory does not suffice, 0: as for smaller passes.
-    ``local_bytes``: threadgroup memory that a kernel may use.
+    ``local_bytes``: threadgroup memory that a kernel may use. ``tensor_cores``: whether kernels use NVIDIA's.
     """
 
     slices: int
@@ -98,6 +98,7 @@ class GpuTiles(Tiles):
     load_lanes: int = 8
     sums: int = 32
     output_tile: int = 32
+    tensor_cores: bool = False
 
     @property
     def items(self) -> int:

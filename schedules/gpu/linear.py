@@ -12,7 +12,8 @@ from ..builder import factory, when
 from ..tiles import GpuTiles
 from .grid import ceil_div, float32, kernel, launch
 from .matrix import LANES, Matrix, Row, matrix
-from .product import Product, Variant, by_tokens, variants
+from .product import Variant, by_tokens, variants
+from .tensor_cores import multiplies, product
 
 
 @factory
@@ -39,7 +40,7 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
             groups = ceil_div(n, variant.tokens), w.tiles  # those that read the same weights are neighbours
             with launch(groups, (LANES, tiles.slices)) as ((block, tile), (lane, part)):
                 first, output = block * variant.tokens, w.output(tile, lane)
-                product, column = Product(tiles, variant, w, lane, part), before + output
+                multiplier, column = product(tiles, variant, w, lane, part), before + output
 
                 def write(t: Any, value: Any) -> None:
                     row = first + t
@@ -50,9 +51,9 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
                             value = residual[row, column] + T.float32(residual_scale) * value
                         T.buffer_store(y, value, [row, column])
 
-                product.multiply(w, (), tile, token_rows(x, first, product.rows, n), write)
+                multiplier.multiply(w, (), tile, token_rows(x, first, multiplier.rows, n), write)
 
-        by_tokens(n, variants(tiles, blocks[0]), emit)
+        by_tokens(n, variants(tiles, blocks[0], tensor=multiplies(tiles, blocks[0])), emit)
     return k.func
 
 

@@ -64,7 +64,7 @@ class Matrix:
         self.octets = tile_count(self.inputs, OCTET)
         self.buffer = kernel.tensor(*stored)
         IRBuilder.name("weights", self.buffer)  # for readers of the generated text
-        self.vector, self._tile = min(vector, tile), tile
+        self.vector, self.tile = min(vector, tile), tile
 
     @property
     def vectors(self) -> int:
@@ -153,8 +153,8 @@ class Matrix:
     def _place(self, tile: Any, number: Any) -> tuple[Any, Any, int]:
         """Where a work-group's vector is: the stored tile, the number of the vector in that; vectors beyond the last
         repeat it."""
-        in_tile, number = self._tile // self.vector, tile * self.vectors + number
-        stored = tile_count(self.outputs, self._tile) * in_tile
+        in_tile, number = self.tile // self.vector, tile * self.vectors + number
+        stored = tile_count(self.outputs, self.tile) * in_tile
         if stored % self.vectors:
             number = T.min(number, stored - 1)
         return T.truncdiv(number, in_tile), T.truncmod(number, in_tile)
@@ -179,7 +179,7 @@ class FloatMatrix(Matrix):
             self.chunks = 2
 
     def element(self, outer: Sequence[Any], output: Any, i: Any) -> Any:
-        return float32(self.buffer[(*outer, T.truncdiv(output, self._tile), i, T.truncmod(output, self._tile))])
+        return float32(self.buffer[(*outer, T.truncdiv(output, self.tile), i, T.truncmod(output, self.tile))])
 
     def _octet(self, outer: Sequence[Any], tile: Any, number: Any, octet: Any) -> Callable[[Any], list[Any]]:
         stored, number = self._place(tile, number)

@@ -23,17 +23,21 @@ from ..tiles import MAX_TREE_NODES, GpuTiles
 from .grid import Local, barrier, shared, strided
 from .matrix import BLOCK, LANES, Matrix, Row
 
+TENSOR_ROWS = 16
 _WEIGHTS_BYTES = 4 * BLOCK * LANES  # of a staged block
 
 
 class Variant(NamedTuple):
-    """``tokens``: rows of a tile."""
+    """``tokens``: rows of a tile. ``tensor``: on tensor cores (tensor_cores.py)."""
 
     tokens: int
     staged: bool = False
+    tensor: bool = False
 
     def local_bytes(self, tiles: GpuTiles, w: Matrix) -> int:
-        """Threadgroup memory that a ``Product`` takes."""
+        """Threadgroup memory that a product takes."""
+        if self.tensor:
+            return self.tokens * 4 * tiles.items
         if self.staged:
             return self.tokens * 4 * BLOCK + _WEIGHTS_BYTES
         return _rows_added_up(tiles, self, w) * 4 * tiles.items * (w.vector + 1)
@@ -46,14 +50,17 @@ def sliced_variants(tiles: GpuTiles, w: Matrix, most: int | None = None) -> list
 
 
 def variants(tiles: GpuTiles, w: Matrix, *, row_bytes: int = 0, other_bytes: int = 0,
-             most: int | None = None) -> list[Variant]:
+             most: int | None = None, tensor: bool = False) -> list[Variant]:
     """All variants whose threadgroup memory suffices, where a kernel keeps ``row_bytes`` per row and ``other_bytes``
-    there besides its product; sliced ones of at most ``most`` rows."""
+    there besides its product; sliced ones of at most ``most`` rows. ``tensor``: up to 64 rows on tensor cores,
+    ``TENSOR_ROWS`` at a time."""
     def fits(variant: Variant) -> bool:
         return variant.local_bytes(tiles, w) + variant.tokens * row_bytes + other_bytes <= tiles.local_bytes
 
     narrow = sliced_variants(tiles, w, most)
     sliced = [variant for variant in narrow if fits(variant)] or narrow[:1]  # too large: the build says so
+    if tensor:
+        sliced = [variant for variant in sliced if variant.tokens < TENSOR_ROWS] + [Variant(TENSOR_ROWS, tensor=True)]
     sizes = [tiles.prefill_tile >> halvings for halvings in range(3)]
     staged = [Variant(tokens, staged=True) for tokens in sizes if tokens > sliced[-1].tokens]
     return sliced + [variant for variant in staged if fits(variant)][:1]
@@ -104,10 +111,9 @@ class Product:
                 for i, t in enumerate(self.rows):
                     write(t, T.bind(acc[i]))
         else:
-            sums = w.sums(len(rows))
+            sums = self.sums(w)
             with when(some):
-                strided(self.slice, w.octets, self.slices,
-                        lambda octet: w.accumulate(sums, outer, tile, self.number, rows, octet))
+                strided(self.slice, self.steps(w), self.slices, lambda step: self.add(sums, w, outer, tile, rows, step))
             # The barriers are outside of conditions on what memory holds: not every driver sees that groups agree.
             self.finish(w, sums, write, active)
 
@@ -126,6 +132,18 @@ class Product:
             barrier()
             with when(some):
                 w.add_staged(acc, staged, block, lambda i: self._weights[i, self._column])
+
+    def steps(self, w: Matrix) -> int:
+        """Parts of the inputs, which slices take in turn."""
+        return w.octets
+
+    def sums(self, w: Matrix) -> Local:
+        """For sums of the rows times a vector of outputs, zeros."""
+        return w.sums(len(self.rows))
+
+    def add(self, sums: Local, w: Matrix, outer: Sequence[Any], tile: Any, rows: Sequence[Row], step: Any) -> None:
+        """sums += rows times w[outer, output] over the inputs of a step."""
+        w.accumulate(sums, outer, tile, self.number, rows, step)
 
     def finish(self, w: Matrix, sums: Local, write: Callable[[Any, Any], None], active: Any = None) -> None:
         """Add up the sums of an output's slices, ``vector`` neighbouring ones first, then the sums of these, first to

@@ -13,6 +13,7 @@ from ..union import union_tensors
 from .grid import Local, barrier, ceil_div, kernel, launch, shared, strided
 from .matrix import LANES, Row, matrix
 from .product import Product, Variant, by_tokens, variants
+from .tensor_cores import multiplies, product
 
 
 @factory
@@ -35,7 +36,7 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
             groups = ceil_div(n, token_tile), w.tiles  # those that read the same weights are neighbours
             with launch(groups, (LANES, tiles.slices)) as ((block, tile), (lane, part)):
                 first, output, places = block * token_tile, w.output(tile, lane), T.bind(count[0])
-                product = Product(tiles, variant, w, lane, part)
+                multiplier = product(tiles, variant, w, lane, part)
                 # At each place: the first of the expert's tokens in this tile, and a bit for each of the tile's tokens.
                 starts, masks = shared((experts,), "int32"), shared((experts,), "int32")
 
@@ -46,21 +47,21 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
 
                 strided(part * LANES + lane, experts, tiles.items, find, unroll=True)
                 barrier()
-                sums = w.sums(token_tile)
+                sums, steps = multiplier.sums(w), multiplier.steps(w)
 
                 def multiply(step: Any) -> None:
-                    place, octet = T.truncdiv(step, w.octets), T.truncmod(step, w.octets)
+                    place, inputs = T.truncdiv(step, steps), T.truncmod(step, steps)
                     start, mask = T.bind(starts[place]), T.bind(masks[place])
                     with when(mask != 0):
-                        expert, indices = T.bind(ids[place]), Local(token_tile, dtype="int32")
+                        expert, indices = T.bind(ids[place]), Local(len(multiplier.rows), dtype="int32")
                         rows = []
-                        for t in range(token_tile):
-                            indices.set(t, start + T.popcount(T.bitwise_and(mask, T.int32((1 << t) - 1))))
-                            present = T.bitwise_and(mask, T.int32(1 << t)) != 0
-                            rows.append(Row(act, (place, indices[t]), present))
-                        w.accumulate(sums, (expert,), tile, product.number, rows, octet)
+                        for i, t in enumerate(multiplier.rows):
+                            bit = T.shift_left(T.int32(1), t)
+                            indices.set(i, start + T.popcount(T.bitwise_and(mask, bit - 1)))
+                            rows.append(Row(act, (place, indices[i]), T.bitwise_and(mask, bit) != 0))
+                        multiplier.add(sums, w, (expert,), tile, rows, inputs)
 
-                strided(product.slice, places * w.octets, product.slices, multiply)
+                strided(multiplier.slice, places * steps, multiplier.slices, multiply)
                 barrier()  # before ``finish`` reuses the memory of starts and masks
 
                 def write(t: Any, value: Any) -> None:
@@ -68,7 +69,7 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
                     with when(T.And(w.owns(tile, lane), row < n)):
                         T.buffer_store(y, residual[row, output] + T.float32(residual_scale) * value, [row, output])
 
-                product.finish(w, sums, write)
+                multiplier.finish(w, sums, write)
 
         def emit_staged(variant: Variant) -> None:
             token_tile = variant.tokens
@@ -112,7 +113,7 @@ def sparse_down(tiles: GpuTiles, experts: int, outputs: int, expert_size: int, w
 
                 strided(part, token_tile, tiles.slices, write)
 
-        found = variants(tiles, w, row_bytes=4 * LANES, other_bytes=8 * experts)
+        found = variants(tiles, w, row_bytes=4 * LANES, other_bytes=8 * experts, tensor=multiplies(tiles, w))
         by_tokens(n, found, lambda variant: (emit_staged if variant.staged else emit_sliced)(variant))
     return k.func
 

@@ -12,7 +12,8 @@ from ..tiles import GpuTiles
 from ..union import union_tensors
 from .grid import Local, ceil_div, kernel, launch, silu
 from .matrix import LANES, Row, matrix
-from .product import Product, Variant, by_tokens, variants
+from .product import Variant, by_tokens, variants
+from .tensor_cores import multiplies, product
 
 
 @factory
@@ -36,12 +37,12 @@ def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weig
             with launch(groups, (LANES, tiles.slices)) as ((place, tile, block), (lane, part)):
                 first, used = block * variant.tokens, T.bind(uses[place])
                 expert, output, active = T.bind(ids[place]), w.output(tile, lane), first < used
-                product = Product(tiles, variant, w, lane, part)
-                indices = Local(len(product.rows), dtype="int32")
+                multiplier = product(tiles, variant, w, lane, part)
+                indices = Local(len(multiplier.rows), dtype="int32")
                 with when(active):
-                    for i, t in enumerate(product.rows):
+                    for i, t in enumerate(multiplier.rows):
                         indices.set(i, tokens[place, T.min(first + t, used - 1)])
-                present = [None if isinstance(t, int) and t == 0 else first + t < used for t in product.rows]
+                present = [None if isinstance(t, int) and t == 0 else first + t < used for t in multiplier.rows]
                 rows = [Row(x, (indices[i],), there) for i, there in enumerate(present)]
 
                 def write(t: Any, value: Any) -> None:
@@ -49,7 +50,7 @@ def sparse_up(tiles: GpuTiles, experts: int, inputs: int, expert_size: int, weig
                         score = scores[tokens[place, first + t], expert]
                         T.buffer_store(act, silu(value) * score, [place, first + t, output])
 
-                product.multiply(w, (expert,), tile, rows, write, active)
+                multiplier.multiply(w, (expert,), tile, rows, write, active)
 
-        by_tokens(n, variants(tiles, w), emit)
+        by_tokens(n, variants(tiles, w, tensor=multiplies(tiles, w)), emit)
     return k.func

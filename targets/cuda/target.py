@@ -1,8 +1,9 @@
-"""The target "cuda"."""
+"""The targets "cuda" and "cuda:mma"."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import tvm
@@ -24,16 +25,20 @@ from .module import export_library
 LIMITS = Limits(work_group=1024, threadgroup_bytes=48 << 10, buffer_bytes=(1 << 31) - 1, statements=1000,
                 source_bytes=1 << 18, groups=65535)
 ARCHITECTURES = "sm_80,sm_87,sm_90"  # A100, Jetson Orin, H100; others run the code of an older one of their generation
+_MMA_SINCE = 80  # architectures whose tensor cores have the instruction of schedules/gpu/tensor_cores.py
 _NO_COMPILER = "no CUDA compiler was found"
 _NOTE = (f"cuda: {_NO_COMPILER}: the library will hold source, which a program that imports tvm compiles; "
          f"for machine code: {INSTALL}")
 
 
-def cuda_target(architectures: str | None = None) -> Target:
-    """The target ``cuda`` for the ``architectures`` of ``--arch``, names separated by commas (None: ARCHITECTURES);
+def cuda_target(name: str, tensor_cores: bool = False, architectures: str | None = None) -> Target:
+    """Target ``name`` for the ``architectures`` of ``--arch``, names separated by commas (None: ARCHITECTURES);
     host code for every processor of this architecture. Raises UserError for architectures that the compiler here does
-    not know, and when some are asked for where there is no compiler."""
+    not know or whose tensor cores cannot be used, and when some are asked for where there is no compiler."""
     wanted, compiler = _parse(architectures or ARCHITECTURES), find_compiler()
+    if tensor_cores and _number(wanted[0]) < _MMA_SINCE:
+        raise UserError(f"--arch {wanted[0]}: target {name} takes tensor cores as of sm_{_MMA_SINCE}; leave it out or "
+                        "choose --target cuda")
     if compiler is None:
         if architectures:
             raise UserError(f"--arch {architectures}: {_NO_COMPILER}; install one ({INSTALL}), or leave --arch out for "
@@ -45,8 +50,8 @@ def cuda_target(architectures: str | None = None) -> Target:
     tvm_target = tvm.target.Target({"kind": "cuda", "arch": wanted[0], "max_num_threads": LIMITS.work_group,
                                     "max_threads_per_block": LIMITS.work_group,
                                     "max_shared_memory_per_block": LIMITS.threadgroup_bytes}, host=host)
-    return Target("cuda", text, tvm_target, schedules.gpu, GPU_TILES["cuda"], (host_library(),), LIMITS,
-                  export=partial(export_library, architectures=wanted),
+    return Target(name, text, tvm_target, schedules.gpu, replace(GPU_TILES["cuda"], tensor_cores=tensor_cores),
+                  (host_library(),), LIMITS, export=partial(export_library, architectures=wanted),
                   note=None if compiler else _NOTE)
 
 
@@ -57,4 +62,8 @@ def _parse(architectures: str) -> list[str]:
         if not re.fullmatch(r"sm_\d{2,3}", name):
             raise UserError(f"--arch {architectures}: {name!r} is no architecture; expected names such as sm_80, "
                             "separated by commas")
-    return sorted(set(names), key=lambda name: int(name.removeprefix("sm_")))
+    return sorted(set(names), key=_number)
+
+
+def _number(architecture: str) -> int:
+    return int(architecture.removeprefix("sm_"))

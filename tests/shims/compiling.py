@@ -23,12 +23,13 @@ const char* shim_{name}(const size_t* extents, const uint64_t* slots) {{
   return shim::Launch(extents, __start_shared_{name}, __stop_shared_{name}, [slots] {{ shim::Call({called}, slots); }});
 }}
 """
+_ASSEMBLY = re.compile(r'asm volatile\("([\w.]+) ([^"]*);" : ([^;]*)\);')
 
 
 def translate(kind: str, source: str) -> str:
     """C++ for the kernels of a module. Shared memory of each lies in a section of its own; every kernel of Metal is a
     program of its own, with types of its own."""
-    parts = [f'#include "{_HEADERS[kind]}"\n', source.partition("// Function: ")[0]]
+    parts = [f'#include "{_HEADERS[kind]}"\n', _ASSEMBLY.sub(_call, source.partition("// Function: ")[0])]
     for name, text in kernel_sources(source).items():
         parts.append(f'#undef SHIM_SHARED\n#define SHIM_SHARED __attribute__((section("shared_{name}")))\n')
         if kind == "metal":
@@ -37,6 +38,14 @@ def translate(kind: str, source: str) -> str:
         called = f"of_{name}::{name}" if kind == "metal" else name
         parts += [text, _ENTRY.format(name=name, called=called)]
     return "".join(parts)
+
+
+def _call(assembly: re.Match[str]) -> str:
+    """For an instruction whose operands stand in the order of their registers, a call of its function in the shims."""
+    instruction, registers, operands = assembly.groups()
+    names = re.findall(r'"=?\w"\((\w+)\)', operands)
+    assert re.findall(r"%(\d+)", registers) == [str(i) for i in range(len(names))], assembly[0]
+    return f"shim::{instruction.replace('.', '_')}({', '.join(names)});"
 
 
 def compile_kernels(kind: str, source: str, library: Path) -> None:

@@ -1,4 +1,5 @@
-// Runs the work-groups of a kernel on the processor: a fiber per work-item, one after the other, switched at barriers.
+// Runs the work-groups of a kernel on the processor: a fiber per work-item, one after the other, switched at barriers and
+// at instructions that a warp carries out together.
 //
 // Between two barriers a group's work-items run once in rising and once in falling order, which makes results depend on
 // missing barriers. Shared memory holds NaN and huge negative integers when a group begins. What a compiler checks for
@@ -9,6 +10,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -30,7 +32,8 @@ constexpr bool kMetal = true;
 constexpr bool kMetal = false;
 #endif
 
-enum class State { kRunning, kWaiting, kDone, kFailed };
+enum class State { kRunning, kWaiting, kInWarp, kDone, kFailed };
+constexpr size_t kWarp = 32;
 
 struct Fiber {
   static constexpr size_t kStackBytes = 256 << 10;
@@ -62,10 +65,12 @@ inline void Loop() {
 // Waits for all work-items of the group.
 inline void Barrier() { Leave(State::kWaiting); }
 
+// Waits for all work-items of the warp.
+inline void WarpBarrier() { Leave(State::kInWarp); }
+
 // Ends the launch; what is on the fiber's stack is left there.
 [[noreturn]] inline void Fail(const std::string& message) {
   failure = message;
-  current->begun = false;
   current->state = State::kFailed;
   _longjmp(scheduler, 1);
 }
@@ -84,23 +89,41 @@ inline void Resume(Fiber& fiber) {
   setcontext(&fiber.context);
 }
 
-// One group: everything up to a barrier by all work-items, and again until they are done. False when one failed.
+inline size_t Count(State state, size_t first, size_t end) {
+  size_t count = 0;
+  for (size_t item = first; item < end; ++item) count += fibers[item]->state == state;
+  return count;
+}
+
+// Whether a group can go on; if not, the launch has failed.
+inline bool AreAll(size_t count, size_t items, const char* where) {
+  if (count != items) failure = std::to_string(count) + " of " + std::to_string(items) + " work-items wait at " + where;
+  return count == items;
+}
+
+// One group: everything up to a barrier by all work-items, and again until they are done; between two barriers those
+// that wait for their warp. False when one failed.
 inline bool RunGroup(size_t items, bool backwards) {
-  for (;; backwards = !backwards) {
-    size_t waiting = 0;
+  for (size_t item = 0; item < items; ++item) fibers[item]->state = State::kWaiting;
+  for (State from = State::kWaiting;; backwards = !backwards) {
     for (size_t turn = 0; turn < items; ++turn) {
       const size_t item = backwards ? items - 1 - turn : turn;
+      if (fibers[item]->state != from) continue;
       threadIdx.x = item % blockDim.x;
       threadIdx.y = item / blockDim.x % blockDim.y;
       threadIdx.z = item / blockDim.x / blockDim.y;
       Resume(*fibers[item]);
       if (fibers[item]->state == State::kFailed) return false;
-      waiting += fibers[item]->state == State::kWaiting;
     }
-    if (waiting == 0) return true;
-    if (waiting < items) {
-      failure = std::to_string(waiting) + " of " + std::to_string(items) + " work-items wait at a barrier";
-      for (auto& fiber : fibers) fiber->begun = false;
+    from = Count(State::kInWarp, 0, items) > 0 ? State::kInWarp : State::kWaiting;
+    if (from == State::kInWarp) {
+      for (size_t warp = 0; warp < items; warp += kWarp) {
+        const size_t size = std::min(kWarp, items - warp), count = Count(from, warp, warp + size);
+        if (count > 0 && !AreAll(count, kWarp, "an instruction of their warp")) return false;
+      }
+    } else if (const size_t waiting = Count(from, 0, items); waiting == 0) {
+      return true;
+    } else if (!AreAll(waiting, items, "a barrier")) {
       return false;
     }
   }
@@ -120,7 +143,9 @@ const char* Launch(const size_t* extents, char* shared, char* end, const Kernel&
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
         if (shared != nullptr) std::memset(shared, 0xFF, end - shared);
-        if (!RunGroup(items, blockIdx.x % 2 == 1)) return failure.c_str();
+        if (RunGroup(items, blockIdx.x % 2 == 1)) continue;
+        for (auto& fiber : fibers) fiber->begun = false;  // the next launch begins anew
+        return failure.c_str();
       }
     }
   }

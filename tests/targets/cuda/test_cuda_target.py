@@ -75,6 +75,7 @@ def test_architectures_need_a_compiler(no_compiler):
     (["--target", "cuda", "--arch", "sm_12"], ["--arch sm_12", "does not compile for it", "sm_80, "]),
     (["--target", "cuda", "--arch", "sm_80,volta"], ["--arch sm_80,volta", "'volta' is no architecture", "sm_80"]),
     (["--target", "cuda", "--arch", "sm_80,"], ["'' is no architecture"]),
+    (["--target", "cuda:mma", "--arch", "sm_90,sm_75"], ["--arch sm_75: target cuda:mma", "as of sm_80"]),
     (["--target", "android", "--arch", "sm_80"], ["target android has no architectures", "--target cuda"]),
 ])
 def test_bad_architectures_get_one_sentence(compiler, checkpoint, options, words):

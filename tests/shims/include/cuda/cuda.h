@@ -6,6 +6,7 @@
 #include "../group.h"
 
 #define __global__
+#define __forceinline__ inline
 #define __device__
 #define __host__
 #define __launch_bounds__(...)

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda.h"
+#include "warp.h"
 
 typedef half __half;
 typedef shim::Vector<half, 2, 4> half2;
