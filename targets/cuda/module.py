@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..packing import Packed, export_packed, read_string, string
-from .compilers import find_compiler
-from .report import report
+from .compilers import Compiler, Cubin, find_compiler
+from .report import read_log, report
+from .text import with_room
 
 _KIND, _SOURCE = "cuda", "cuda"  # TVM's names of the module and of its form as text
 
@@ -23,7 +24,7 @@ def export_library(executable: Any, path: str, link: Callable[..., None], archit
 
     def compile_module(content: bytes) -> bytes:
         functions, source = split(content)
-        cubins = [compiler.cubin(source, architecture) for architecture in architectures]
+        source, cubins = compile_kernels(compiler, source, architectures)
         newest = architectures[-1]
         code = compiler.fatbin(cubins, compiler.ptx(source, newest), newest)
         Path(path).with_suffix(".json").write_text(json.dumps(report(compiler, source, cubins), indent=1),
@@ -33,6 +34,19 @@ def export_library(executable: Any, path: str, link: Callable[..., None], archit
     if compiler is not None:
         packed.replace(_KIND, compile_module)
     export_packed(executable, packed, path, link)
+
+
+def compile_kernels(compiler: Compiler, source: str, architectures: Sequence[str]) -> tuple[str, list[Cubin]]:
+    """A module's text and its machine code for each of ``architectures``. In the text kernels whose registers spill on
+    any of them have more, at the cost of blocks beside each other, until none spills or a block has all registers."""
+    while True:
+        cubins = [compiler.cubin(source, architecture) for architecture in architectures]
+        spilled = {name for cubin in cubins for name, usage in read_log(cubin.log).items()
+                   if usage.spill_stores or usage.spill_loads}
+        roomier = with_room(source, spilled)
+        if roomier == source:
+            return source, cubins
+        source = roomier
 
 
 def split(content: bytes) -> tuple[bytes, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from tvm import tirx
@@ -19,6 +20,16 @@ def completed(source: str, target: Any = None) -> str:
     source = re.sub(rf"{_KERNEL};\n", "", source, flags=re.MULTILINE)
     source = re.sub(rf"{_KERNEL}\{{", r"// Function: \1\n\g<0>", source, flags=re.MULTILINE)
     return re.sub(r"__launch_bounds__\((\d+)\)", _bounds, source)
+
+
+def with_room(source: str, kernels: Collection[str]) -> str:
+    """``completed`` text in which a multiprocessor must have room for half as many blocks of ``kernels``, one at
+    least: their threads then have twice the registers."""
+    def halved(match: re.Match[str]) -> str:
+        threads, blocks, name = match.groups()
+        return f"__launch_bounds__({threads}, {max(int(blocks) // 2, 1) if name in kernels else blocks}) {name}("
+
+    return re.sub(r"__launch_bounds__\((\d+), (\d+)\) (\w+)\(", halved, source)
 
 
 def popcount(call: Any) -> Any:

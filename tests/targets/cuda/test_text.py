@@ -6,7 +6,7 @@ from tvm.script.ir_builder import tirx as T
 
 from schedules.builder import kernel
 from targets import find_target
-from targets.cuda.text import completed
+from targets.cuda.text import completed, with_room
 from targets.limits import kernel_sources
 
 
@@ -26,6 +26,12 @@ def test_threads_have_128_registers(threads, blocks):
     a, b = (f'extern "C" __global__ void __launch_bounds__({bounds}) a(int n) {{\n}}\n'
             for bounds in (threads, f"{threads}, {blocks}"))
     assert completed(a) == f"// Function: a\n{b}"
+
+
+def test_room_for_fewer_blocks():
+    a, b = (f'extern "C" __global__ void __launch_bounds__({{}}) {name}(int n) {{{{\n}}}}\n' for name in ("a", "a_1"))
+    for before, behind in (("256, 4", "256, 2"), ("256, 3", "256, 1"), ("256, 1", "256, 1")):
+        assert with_room(a.format(before) + b.format(before), {"a"}) == a.format(behind) + b.format(before)
 
 
 @pytest.mark.parametrize(("dtype", "function"), [("int32", "__popc("), ("uint32", "__popc("), ("int64", "__popcll(")])
