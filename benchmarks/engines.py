@@ -42,6 +42,9 @@ class Setup:
     model: str
     threads: int
 
+    def __str__(self) -> str:
+        return f"{self.peer} for {self.threads} thread(s)"
+
 
 def check_installed(peer: str) -> None:
     """Raise UserError where a package that ``peer`` needs is missing."""

@@ -13,13 +13,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import engines  # noqa: E402
@@ -28,13 +23,11 @@ from blockffn_mlc.errors import UserError  # noqa: E402
 from blockffn_mlc.sources import ModelSource, open_model  # noqa: E402
 from runtime_py.artifact import Artifact  # noqa: E402
 from runtime_py.bench import measure  # noqa: E402
-from runtime_py.bench.accounting import Sample  # noqa: E402
 from runtime_py.bench.plot import FORMATS as PLOT_FORMATS  # noqa: E402
 from runtime_py.bench.plot import draw_latency, draw_passes, write_figure  # noqa: E402
-from runtime_py.bench.records import Record, make_record  # noqa: E402
+from runtime_py.bench.records import Job, Record, run_jobs  # noqa: E402
 from runtime_py.bench.render import FORMATS, warnings  # noqa: E402
-from runtime_py.bench.rounds import process  # noqa: E402
-from runtime_py.bench.tasks import DENSE, GENERATE, SPARSE, Task, check_tasks, make_tasks  # noqa: E402
+from runtime_py.bench.tasks import DENSE, GENERATE, SPARSE, check_tasks, make_tasks  # noqa: E402
 from runtime_py.commands.common import list_of, note, positive_int  # noqa: E402
 from runtime_py.files import cache_folder  # noqa: E402
 from runtime_py.plot import check_plot, load_pyplot  # noqa: E402
@@ -100,17 +93,15 @@ def run(args: argparse.Namespace) -> None:
         setup = prepare_peer(peer, model, args.model, models, args.threads)
         # Without a cache decoding is a chunk of one token, again and again.
         jobs += [(engines, setup, task) for task in theirs if task.kind != GENERATE or peer != engines.TORCH]
-    records = run_jobs(jobs, args.repeat, note)
+    tests = list(dict.fromkeys(task.name for *_, task in jobs))
+    jobs.sort(key=lambda job: tests.index(job[2].name))
+    records = run_jobs(jobs, args.repeat, note, pause=_SETTLE)
     for text in warnings(records):
         note(f"warning: {text}")
     print(FORMATS[args.output](records))
     if args.plot is not None:
         plot(args.plot, records)
         note(f"wrote {args.plot}")
-
-
-Job = tuple[ModuleType, Any, Task]
-"""A module with ``prepare``, ``measure`` and ``peak`` as in runtime_py.bench.measure, a setup for them, a task."""
 
 
 def prepare_peer(peer: str, model: ModelSource, spec: str, models: Path, threads: int) -> engines.Setup:
@@ -120,31 +111,6 @@ def prepare_peer(peer: str, model: ModelSource, spec: str, models: Path, threads
     folder.mkdir(parents=True, exist_ok=True)
     note(f"model for {peer}")
     return engines.Setup(peer, engines.write_model(peer, model, spec, folder), threads)
-
-
-def run_jobs(jobs: Sequence[Job], repeat: int, progress: Callable[[str], None]) -> list[Record]:
-    """Every round runs every job once, test by test, in turn forwards and backwards; the first round warms up and does
-    not count. Each setup has a process of its own, and all hold their weights at the same time."""
-    setups = {setup: module for module, setup, _ in jobs}
-    jobs = sorted(jobs, key=lambda job: list(dict.fromkeys(task.name for *_, task in jobs)).index(job[2].name))
-    shared = {"rounds": repeat, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | measure.surroundings(None)
-    samples: dict[Any, list[Sample]] = defaultdict(list)
-    with ExitStack() as stack:
-        workers, facts = {}, {}
-        for setup, module in setups.items():
-            progress(f"load {setup}")
-            workers[setup] = stack.enter_context(process(setup))
-            facts[setup] = shared | workers[setup](module.prepare, [job[2] for job in jobs if job[1] == setup])
-        for turn in range(repeat + 1):
-            progress(f"round {turn} of {repeat}" if turn else "warm up")
-            for module, setup, task in jobs if turn % 2 else reversed(jobs):
-                time.sleep(_SETTLE)
-                sample = workers[setup](module.measure, task, turn)
-                if turn:
-                    samples[setup, task].append(sample)
-        for setup, module in setups.items():
-            facts[setup]["peak_memory_bytes"] = workers[setup](module.peak)
-    return [make_record(facts[setup], task, samples[setup, task]) for _, setup, task in jobs]
 
 
 def plot(path: str | Path, records: Sequence[Record]) -> None:

@@ -35,9 +35,8 @@ _NO_STOP: frozenset[int] = frozenset()
 @dataclass(frozen=True)
 class Setup:
     """What a measuring process is made for. ``threads`` None: one per physical core; ``device`` None: what the
-    artifact was built for. ``text``: a file to feed
-    (None: see ``Text.of``). ``draft``: where speculative decoding's drafts come from, "auto": see ``_drafter``;
-    ``accept_length``: of scripted ones; ``tree_size`` None: as it pays."""
+    artifact was built for. ``text``: a file to feed (None: see ``Text.of``). ``draft``: where speculative decoding's
+    drafts come from, "auto": see ``_drafter``; ``accept_length``: of scripted ones; ``tree_size`` None: as it pays."""
 
     artifact: str
     threads: int | None
@@ -46,6 +45,9 @@ class Setup:
     draft: str = "auto"
     accept_length: float = PAPER_ACCEPT_LENGTH
     tree_size: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.artifact} for {self.threads or 'all'} thread(s)"
 
 
 def surroundings(setup: Setup) -> dict[str, Any]:

@@ -6,7 +6,8 @@ import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ..artifact import Artifact
@@ -22,39 +23,53 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 
+Job = tuple[ModuleType, Any, Task]
+"""A module with ``prepare``, ``measure`` and ``peak`` as measure.py has them, a setup for them, a task."""
+
+
 def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int, progress: Callable[[str], None],
               client: Client | None = None) -> list[Record]:
-    """Every round runs every task with every setup, in turn forwards and backwards; the first round warms up and does
-    not count. ``client``: run on its server's machine instead of this one. Raises UserError for what cannot be
-    measured, before anything is where that is known."""
+    """``run_jobs`` of every task with every setup. ``client``: run on its server's machine instead of this one. Raises
+    UserError for what cannot be measured, before anything is where that is known."""
     artifacts = {setup.artifact: Artifact.open(setup.artifact) for setup in setups}
     for artifact in artifacts.values():
         check_tasks(tasks, artifact)
     names = Counter(artifact.name for artifact in artifacts.values())
     sent = {path: client.send(artifact, progress) for path, artifact in artifacts.items()} if client else {}
+    jobs = [(measure, setup, task) for task in tasks for setup in setups]
+    records = run_jobs(jobs, repeat, progress,
+                       (lambda setup: nullcontext(client.process(setup, sent[setup.artifact]))) if client else process)
+    for record, (_, setup, _) in zip(records, jobs, strict=True):
+        if names[artifacts[setup.artifact].name] > 1:  # folders of one name in different places
+            record["artifact"] = setup.artifact
+    return records
+
+
+def run_jobs(jobs: Sequence[Job], repeat: int, progress: Callable[[str], None],
+             start: Callable[[Any], AbstractContextManager[Callable[..., Any]]] = process,
+             pause: float = 0.0) -> list[Record]:
+    """Every round runs every job once, in turn forwards and backwards; the first round warms up and does not count.
+    Each setup has a process of its own, which ``start`` gives (``rounds.process``), and all hold their weights at the
+    same time. ``pause``: seconds before each measurement."""
+    setups = {setup: module for module, setup, _ in jobs}
     shared = {"rounds": repeat, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    samples: dict[tuple[Setup, Task], list[Sample]] = defaultdict(list)
+    samples: dict[tuple[Any, Task], list[Sample]] = defaultdict(list)
     with ExitStack() as stack:
-        workers, facts = {}, {}
-        for setup in setups:
-            workers[setup] = (client.process(setup, sent[setup.artifact]) if client else
-                              stack.enter_context(process(setup)))
-        shared |= workers[setups[0]](measure.surroundings)
-        for setup in setups:
-            progress(f"load {setup.artifact} for {setup.threads or 'all'} thread(s)")
-            facts[setup] = shared | workers[setup](measure.prepare, tasks)
-            if names[artifacts[setup.artifact].name] > 1:  # folders of one name in different places
-                facts[setup]["artifact"] = setup.artifact
-        steps = [(setup, task) for task in tasks for setup in setups]
+        workers, facts = {setup: stack.enter_context(start(setup)) for setup in setups}, {}
+        shared |= workers[jobs[0][1]](measure.surroundings)
+        for setup, module in setups.items():
+            progress(f"load {setup}")
+            facts[setup] = shared | workers[setup](module.prepare, [job[2] for job in jobs if job[1] == setup])
         for turn in range(repeat + 1):
             progress(f"round {turn} of {repeat}" if turn else "warm up")
-            for setup, task in steps if turn % 2 else reversed(steps):
-                sample = workers[setup](measure.measure, task, turn)
+            for module, setup, task in jobs if turn % 2 else reversed(jobs):
+                time.sleep(pause)
+                sample = workers[setup](module.measure, task, turn)
                 if turn:
                     samples[setup, task].append(sample)
-        for setup in setups:
-            facts[setup]["peak_memory_bytes"] = workers[setup](measure.peak)
-    return [make_record(facts[setup], task, samples[setup, task]) for setup, task in steps]
+        for setup, module in setups.items():
+            facts[setup]["peak_memory_bytes"] = workers[setup](module.peak)
+    return [make_record(facts[setup], task, samples[setup, task]) for _, setup, task in jobs]
 
 
 def make_record(facts: Record, task: Task, samples: Sequence[Sample]) -> Record:
