@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from blockffn_mlc.errors import UserError
+from blockffn_mlc.errors import UserError, first_line
 
 from .accept_kernel import AcceptKernel
 from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
@@ -271,4 +271,4 @@ def _check_limits(artifact: Artifact, metadata: dict[str, Any]) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return first_line(error)[:200]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from blockffn_mlc.errors import UserError
+from blockffn_mlc.errors import UserError, first_line
 
 from ..artifact import Artifact
 from ..bench.measure import Setup
@@ -92,7 +92,7 @@ class Client:
         try:
             answer = decode(self._functions[function](*arguments))
         except RuntimeError as error:
-            raise UserError(f"{self._address}: the connection broke off ({_first_line(error)}); what was sent is kept "
+            raise UserError(f"{self._address}: the connection broke off ({first_line(error)}); what was sent is kept "
                             "there: start again") from None
         if "error" in answer:
             raise UserError(f"{self._address}: {answer['error']}")
@@ -116,8 +116,4 @@ def _find(address: Address) -> tuple[str, int, str]:
 def _reason(error: RuntimeError, otherwise: str) -> str:
     text = str(error)
     return ("its key is another; name it as HOST:PORT/KEY" if "matches key=" in text else
-            f"{otherwise} ({_first_line(error)}); is 'python -m runtime_py rpc-server' running there?")
-
-
-def _first_line(error: RuntimeError) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            f"{otherwise} ({first_line(error)}); is 'python -m runtime_py rpc-server' running there?")

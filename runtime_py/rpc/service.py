@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from blockffn_mlc.errors import UserError
+from blockffn_mlc.errors import UserError, first_line
 
 from ..bench import measure
 from ..bench.measure import Setup
@@ -83,8 +83,7 @@ def _answered(run: Callable[[], Any]) -> str:
     except UserError as error:
         return encode({"error": str(error)})
     except Exception as error:
-        words = str(error).strip().splitlines()[:1]
-        return encode({"error": ": ".join(["failed there", type(error).__name__, *words])})
+        return encode({"error": f"failed there: {type(error).__name__}: {first_line(error)}"})
 
 
 def serve(connection: Any, folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from blockffn_mlc.errors import UserError
+from blockffn_mlc.errors import UserError, first_line
 
 from ..bench.calls import Description, Factory
 from ..devices import Device
@@ -72,7 +72,7 @@ def check_kernel(name: str, factory: Factory, subject: Subject, engine: Engine, 
         if after is not None and after == before:
             raise Mismatch("launched nothing on the device")
     except (Mismatch, UserError, RuntimeError, ValueError, TypeError) as error:
-        problem = str(error) if isinstance(error, Mismatch) else f"fails: {str(error).strip().splitlines()[0]}"
+        problem = str(error) if isinstance(error, Mismatch) else f"fails: {first_line(error)}"
     worst = max(errors, key=lambda error: error.closeness, default=None)
     launches = None if before is None else _launches(device) - before
     return Result(name, factory.name, _format(factory), tuple(subject.weight_names), calls,
