@@ -220,8 +220,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         run(arguments)
+        print(end="", flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # a reader that left (head, less) is no error to report
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the exit does not complain
         return 1
     except OSError as error:
         kept = ": finished weights are kept" if arguments.emit == "artifact" else ""

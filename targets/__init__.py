@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import tvm_ffi
+
 from blockffn_mlc.errors import UserError
 from blockffn_mlc.target import Target
 
@@ -67,6 +69,9 @@ TARGETS = {
     "vulkan:android": Entry("phones with any Vulkan 1.1 GPU", vulkan_android_target, (ANDROID_LINKER, GLSLC)),
 }
 ALIASES = {"android:adreno": "android"}
+
+for raised in (KeyboardInterrupt, UserError):  # in Python that TVM calls: they come back through it as what they are
+    tvm_ffi.register_error(raised.__name__, raised)
 
 
 def find_target(name: str, cpu: str = "native", probe: bool = False, architectures: str | None = None) -> Target:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tvm_ffi
 
-from blockffn_mlc.errors import UserError
-
 from .lowering import register_intrinsics
 from .module import build, export_library
 from .target import vulkan_android_target, vulkan_target
@@ -13,6 +11,5 @@ from .target import vulkan_android_target, vulkan_target
 __all__ = ["export_library", "vulkan_android_target", "vulkan_target"]
 
 if tvm_ffi.get_global_func("target.build.vulkan", allow_missing=True) is None:
-    tvm_ffi.register_error("UserError", UserError)  # so that it comes back through TVM as what it is
     register_intrinsics()
     tvm_ffi.register_global_func("target.build.vulkan", build)

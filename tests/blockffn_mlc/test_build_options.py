@@ -1,13 +1,16 @@
 """What build.py's options decide, and what it says of those it cannot take."""
 
 import json
+import os
 import platform
+import sys
 from pathlib import Path
 
 import pytest
 from building import build
 from checkpoints import MLA
 
+import build as command
 from blockffn_mlc import builder
 from blockffn_mlc.checkpoint.draft import Draft
 from blockffn_mlc.draft_config import DraftConfig
@@ -40,6 +43,15 @@ def test_bad_options_get_one_sentence(arguments, code, words, checkpoint):
     result = build(*model, *arguments, "--dry-run", check=False)
     assert result.returncode == code and "Traceback" not in result.stderr
     assert all(word in result.stderr for word in words), result.stderr
+
+
+def test_a_reader_that_left_is_no_error(monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as pipe, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        assert command.main(["--list-targets"]) == 1
+    assert capsys.readouterr().err == ""
 
 
 @x86

@@ -18,7 +18,7 @@ import tvm
 from building import build
 from checkpoints import GQA, MLA, write_random_checkpoint
 
-from blockffn_mlc import staging
+from blockffn_mlc import compile, staging
 from runtime_py.weights import load_weights
 from schedules.layout import unpack_rows
 from targets import tools
@@ -124,6 +124,17 @@ def test_what_an_interrupted_build_finished_is_kept(checkpoint, artifact, tmp_pa
     assert contents(out) == contents(artifact[0]) and len(list((out / "lib").iterdir())) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
     assert not {".lock", "build.journal"} & {path.name for path in out.iterdir()}
+
+
+def test_an_interruption_while_tvm_compiles_is_one(checkpoint, tmp_path, monkeypatch):
+    @tvm.transform.module_pass(opt_level=0)
+    def interrupted(module, context):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compile, "_LOWERING", [interrupted])
+    result = build("--model", checkpoint, "-o", tmp_path / "artifact", check=False)
+    assert result.returncode == 130 and "interrupted; finished weights are kept" in result.stderr
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("spoil", ["shard", "journal", "another model"])
