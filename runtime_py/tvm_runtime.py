@@ -28,6 +28,7 @@ _libraries: WeakValueDictionary[tuple[int, int], ModelLibrary] = WeakValueDictio
 def load_runtime() -> ModuleType:
     """The ``tvm_ffi`` module, with TVM's runtime library loaded. ``import tvm`` would load the compiler."""
     tvm_ffi = _import_tvm_ffi()
+    tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)  # in Python that TVM calls: it stays what it is
     ctypes.CDLL(str(runtime_library()), ctypes.RTLD_GLOBAL)
     return tvm_ffi
 

@@ -1,6 +1,9 @@
 """Threads and memory of the runtime."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,3 +67,20 @@ def test_a_missing_runtime_is_named(monkeypatch):
     monkeypatch.delenv("TVM_LIBRARY_PATH", raising=False)
     with pytest.raises(UserError, match="pip install"):
         tvm_runtime.load_runtime()
+
+
+def test_an_interruption_passes_through_tvm():
+    script = """
+from runtime_py.tvm_runtime import load_runtime
+
+def interrupted():
+    raise KeyboardInterrupt
+
+try:
+    load_runtime().convert(interrupted)()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                            cwd=Path(__file__).resolve().parents[2])
+    assert result.stdout == "interrupted\n", result.stderr
