@@ -13,7 +13,7 @@ from blockffn_mlc.errors import UserError
 
 from ..devices import KINDS
 from ..tvm_runtime import physical_cores
-from .common import add_rpc, add_rpc_folder, connect_rpc, list_of, note, positive_int
+from .common import add_rpc, add_rpc_folder, connect_rpc, list_of, note, number, positive_int
 
 _COMPARE = "compare"
 _DRAFTS = ("auto", "eagle", "ngram", "scripted")
@@ -22,6 +22,8 @@ _WHOLE = {"prompts": (128,), "generated": (128,), "chunks": (1, 2, 4, 8, 16, 32)
 _DRAFTING = ("draft", "accept_length", "tree_size")
 _OPTIONAL = ("text", *_DRAFTING, "plot", "rpc", "rpc_folder")
 _KERNELS = {"tokens": (1, 4, 8, 32), "union": ()}
+_count = number(int, "an integer from 0 up", lambda value: value >= 0)
+_share = number(float, "a share from 0 to 1", lambda value: 0 <= value <= 1)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -167,19 +169,3 @@ def _mode(text: str) -> str:
     if text not in MODES:
         raise argparse.ArgumentTypeError(f"expected modes out of {','.join(MODES)}, found {text!r}")
     return text
-
-
-def _count(text: str) -> int:
-    """argparse type: an integer from 0 up."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"expected an integer from 0 up, found {value}")
-    return value
-
-
-def _share(text: str) -> float:
-    """argparse type: a number from 0 to 1."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to 1, found {text}")
-    return value

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from blockffn_mlc.errors import UserError
@@ -147,20 +148,19 @@ def input_windows(args: argparse.Namespace, engine: Engine) -> list[list[int]]:
     return [bos + text[start:start + step] for start in range(0, len(text), step)]
 
 
-def positive_int(text: str) -> int:
-    """argparse type: an integer from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, found {value}")
-    return value
+def number(convert: Callable[[str], float], expected: str, good: Callable[[float], bool]) -> Callable[[str], Any]:
+    """argparse type: what ``convert`` makes of a text; one that is no number or not ``good`` is told what was
+    ``expected``."""
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if good(value := convert(text)):
+                return value
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+
+    return parse
 
 
-def non_negative(text: str) -> float:
-    """argparse type: a finite number from 0 up."""
-    value = float(text)
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a finite number from 0 up, found {value}")
-    return value
+positive_int = number(int, "a positive integer", lambda value: value > 0)
 
 
 def list_of(item: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from ..plot import check_plot, plot_activity
 from ..sparsity import WINDOWS, Sparsity, active_experts
-from .common import add_command, add_input, add_split, input_windows, load_engine, non_negative, note, print_json
+from .common import add_command, add_input, add_split, input_windows, load_engine, note, number, print_json
 
 _SHOWN_TOKENS, _PLOTTED_TOKENS = 40, 1024
+_threshold = number(float, "a finite number from 0 up", lambda value: 0 <= value < math.inf)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -22,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "(disjoint windows).")
     add_input(parser, "--prompt", "--text-file", "--ids")
     add_split(parser)
-    parser.add_argument("--threshold", type=non_negative, default=0.0, metavar="X",
+    parser.add_argument("--threshold", type=_threshold, default=0.0, metavar="X",
                         help="count experts with |router score| > X (default: 0, every expert that is computed)")
     parser.add_argument("--plot", metavar="FILE", help="write a heat map: .png (needs matplotlib) or .html")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

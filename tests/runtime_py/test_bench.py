@@ -122,8 +122,8 @@ def test_the_machine_is_known_and_memory_is_read():
 
 @pytest.mark.parametrize(("line", "message"), [
     ("bench x --union 0.5", "expected --kernels"),
-    ("bench x --kernels --union 0,1.5", "a share from 0 to 1, found 1.5"),
-    ("bench x --kernels --threads 0", "positive integer"), ("bench x --kernels --tokens 1,,2", "invalid list value"),
+    ("bench x --kernels --union 0,1.5", "a share from 0 to 1, found '1.5'"),
+    ("bench x --kernels --threads 0", "positive integer"), ("bench x --kernels --tokens 1,,2", "integer, found ''"),
     ("bench x --kernels -o xml", "invalid choice")])
 def test_wrong_usage_exits_with_2(line, message, capsys):
     with pytest.raises(SystemExit) as caught:
