@@ -28,6 +28,9 @@ USER, ASSISTANT = "<用户>", "<AI>"
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", SENTENCEPIECE,
                    "added_tokens.json", "chat_template.jinja")
+# Tokens of a long prompt that MLC's engine takes at a time, as many as the largest tree has (docs/mlc.md, How a long
+# prompt is read).
+MLC_PREFILL_CHUNK = 64
 _GENERATION_DEFAULTS = {"temperature": 0.8, "top_p": 0.8, "repetition_penalty": 1.0}
 
 
@@ -40,6 +43,8 @@ def chat_config(build: Build, library: dict[str, Any], folder: Path | None) -> d
               "prefill_chunk_size": build.prefill_chunk}
     common = limits | {"sliding_window_size": -1, "attention_sink_size": -1, "tensor_parallel_shards": 1,
                        "pipeline_parallel_stages": 1, "active_vocab_size": config.vocab_size}
+    if build.mlc:
+        common["prefill_chunk_size"] = min(build.prefill_chunk, MLC_PREFILL_CHUNK)
     return {
         "version": "0.1.0", "model_type": "minicpm", "quantization": build.quantization.name, **common,
         "model_config": config.to_dict() | limits,

@@ -118,6 +118,7 @@ class _Walk:
         yield "decode", self._decode
         yield "go back", self._go_back
         yield "second turn", self._second_turn
+        yield "long prompt", self._long_prompt
         yield "two sequences", self._batch
         yield "fork", self._fork
         if self._mlc.has("batch_verify"):
@@ -167,6 +168,15 @@ class _Walk:
         self._mlc.pop(0, 1)
         alone = self._mlc.prefill(0, self._text[-1:])
         return self._close(np.array([both, alone]), self._logits[[-1, -1]])
+
+    def _long_prompt(self) -> str:
+        """One chunk and a half."""
+        chunk, room = self._mlc.prefill_chunk, self._engine.artifact.context_window_size
+        text = np.resize(self._text, min(chunk + chunk // 2, TOKENS - len(self._text), room)).tolist()
+        self._mlc.add(1)
+        logits = self._mlc.prefill(1, text)
+        self._mlc.remove(1)
+        return f"{len(text)} tokens, {chunk} at a time, {self._close(logits, self._engine.score(text).logits[-1])}"
 
     def _batch(self) -> str:
         self._mlc.add(1)

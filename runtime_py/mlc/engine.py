@@ -22,11 +22,13 @@ class EmulatedEngine:
 
     def __init__(self, module: Any, folder: Path, device_type: int = _CPU, device_index: int = 0) -> None:
         """``module``: the library, loaded by the caller, who may have others that use it (``model_library``; this file
-        stands alone). ``folder``: with tensor-cache.json. ``device_type``: DLPack's number."""
+        stands alone). ``folder``: with mlc-chat-config.json and tensor-cache.json. ``device_type``: DLPack's number."""
         self._module = module
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](device_type, device_index, _POOLED, _CPU, 0, _POOLED)
         self._device = tvm_ffi.device(device_type, device_index)
+        config = json.loads((Path(folder) / "mlc-chat-config.json").read_text(encoding="utf-8"))
+        self.prefill_chunk: int = config["prefill_chunk_size"]
         self.metadata: dict[str, Any] = json.loads(self._vm["_metadata"]())
         _global("vm.builtin.tensor_cache.clear")()
         _global("vm.builtin.tensor_cache.load")(str(folder), device_type, device_index)
@@ -45,7 +47,7 @@ class EmulatedEngine:
 
     def create_cache(self, sequences: int, tokens: int) -> None:
         """A cache for so many sequences of so many tokens together."""
-        sizes = (sequences, tokens, self.metadata["prefill_chunk_size"], _PAGE, 0)
+        sizes = (sequences, tokens, self.prefill_chunk, _PAGE, 0)
         self._cache = self._vm["create_tir_paged_kv_cache"](*(tvm_ffi.Shape((size,)) for size in sizes))
         self.embeddings = self._vm["alloc_embedding_tensor"]()
 
@@ -70,9 +72,12 @@ class EmulatedEngine:
         self._lengths[sequence] -= count
 
     def prefill(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
-        """Append tokens; logits f32 [V] of the last."""
-        again = self._lengths[sequence] > 0 and self.has("extend")
-        return self._run("extend" if again else "prefill", {sequence: tokens}, (1, len(tokens)))[0, 0]
+        """Append tokens, ``prefill_chunk`` at a time; logits f32 [V] of the last."""
+        for first in range(0, len(tokens), self.prefill_chunk):
+            chunk = tokens[first:first + self.prefill_chunk]
+            again = self._lengths[sequence] > 0 and self.has("extend")
+            logits = self._run("extend" if again else "prefill", {sequence: chunk}, (1, len(chunk)))[0, 0]
+        return logits
 
     def batch_prefill(self, texts: dict[int, Sequence[int]]) -> np.ndarray:
         """Append tokens to several sequences; logits f32 [sequences, V] of the last of each."""

@@ -87,13 +87,18 @@ TENSOR = {"name": TEXT, "shape": INTEGERS, "dtype": TEXT, "format": _one_of("raw
 def check_chat_config(raw: Any, where: str) -> None:
     """``mlc-chat-config.json``. Raises UserError naming the field, what it must be and what it is."""
     _check(raw, CHAT_CONFIG, where)
-    for name in CHAT_CONFIG["model_config"]:
-        if raw["model_config"][name] != raw[name]:
+    inner = raw["model_config"]
+    for name in ("vocab_size", "context_window_size"):
+        if inner[name] != raw[name]:
             raise UserError(f"{where}: field 'model_config.{name}': expected {raw[name]} as in field {name!r}, found "
-                            f"{raw['model_config'][name]}")
-    if raw["prefill_chunk_size"] > raw["context_window_size"]:
-        raise UserError(f"{where}: field 'prefill_chunk_size': expected at most the context_window_size of "
-                        f"{raw['context_window_size']}, found {raw['prefill_chunk_size']}")
+                            f"{inner[name]}")
+    for field, value, limit, most in (
+            ("prefill_chunk_size", raw["prefill_chunk_size"], "model_config.prefill_chunk_size",
+             inner["prefill_chunk_size"]),
+            ("model_config.prefill_chunk_size", inner["prefill_chunk_size"], "context_window_size",
+             raw["context_window_size"])):
+        if value > most:
+            raise UserError(f"{where}: field {field!r}: expected at most the {limit} of {most}, found {value}")
 
 
 def check_metadata(raw: Any, where: str) -> None:

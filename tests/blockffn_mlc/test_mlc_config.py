@@ -10,6 +10,7 @@ from checkpoints import GQA, MLA, write_random_checkpoint, write_random_draft
 
 from blockffn_mlc import builder, shards
 from blockffn_mlc.builder import make_plan
+from blockffn_mlc.chat_config import chat_config
 from blockffn_mlc.checkpoint.draft import Draft
 from blockffn_mlc.draft_config import DraftConfig
 from blockffn_mlc.errors import UserError
@@ -122,10 +123,12 @@ def test_fields_that_contradict_each_other_are_named(plan, written):
     bad["model_config"]["vocab_size"] += 1
     assert "field 'model_config.vocab_size': expected 96 as in field 'vocab_size', found 97" in refusal(
         schema.check_chat_config, bad)
-    bad = copy.deepcopy(good)
-    for place in (bad, bad["model_config"]):
-        place["prefill_chunk_size"] = 10 * good["context_window_size"]
-    assert "field 'prefill_chunk_size': expected at most" in refusal(schema.check_chat_config, bad)
+    for place, field, limit in ((lambda raw: raw, "prefill_chunk_size", "model_config.prefill_chunk_size"),
+                                (lambda raw: raw["model_config"], "model_config.prefill_chunk_size",
+                                 "context_window_size")):
+        bad = copy.deepcopy(good)
+        place(bad)["prefill_chunk_size"] = 10 * good["context_window_size"]
+        assert f"field {field!r}: expected at most the {limit} of" in refusal(schema.check_chat_config, bad)
 
 
 def test_shards_stay_below_the_cap_and_a_larger_tensor_is_alone(written):
@@ -179,6 +182,15 @@ def test_metadata_tells_of_the_cache(plan):
         assert found["kv_cache"] == dict(zip(names, sizes, strict=True))
         assert (found["context_window_size"], found["prefill_chunk_size"]) == (
             part.build.context_window, part.build.prefill_chunk)
+
+
+def test_a_long_prompt_is_taken_as_many_tokens_at_a_time_as_a_tree_has():
+    """By MLC's engine, which reads the outer field; our runtime reads the inner one, what the library can take."""
+    for mlc, chunk, expected in ((True, None, 64), (True, 48, 48), (False, None, 256)):
+        plan = make_plan(MLA, find_target("cpu"), "q0f32", prefill_chunk=chunk, mlc=mlc)
+        found = chat_config(plan.build, {}, None)
+        assert found["prefill_chunk_size"] == expected
+        assert found["model_config"]["prefill_chunk_size"] == plan.build.prefill_chunk
 
 
 def test_the_default_prefix_is_a_valid_name_for_mlc(plan):

@@ -25,7 +25,8 @@ from targets import TARGETS, find_target
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 STEPS = ["files", "load", "functions", "metadata", "create cache", "prefill", "decode", "go back", "second turn",
-         "two sequences", "fork", "verify a chain", "verify a tree", "hidden states", "sampler path", "scatter, gather"]
+         "long prompt", "two sequences", "fork", "verify a chain", "verify a tree", "hidden states", "sampler path",
+         "scatter, gather"]
 DRAFT_STEPS = ["draft files", "load draft", "draft functions", "draft metadata", "draft cache", "draft states",
                "draft in batches", "speculate"]
 MODELS = {  # the model, its draft and its format; the demo, with latent attention and a draft, where none is named

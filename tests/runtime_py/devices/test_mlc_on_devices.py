@@ -19,7 +19,7 @@ MODELS = {  # the device, the model, its format, and the kind of MLC's cache: dr
     "mla on vulkan": (vulkan_device, "mla_block", "q4f16_1", "mla"),
     "demo on vulkan": (vulkan_device, DEMO, "q0f32", "mha"),
 }
-STEPS = {"prefill", "decode", "second turn", "two sequences", "fork", "sampler path"}
+STEPS = {"prefill", "decode", "second turn", "long prompt", "two sequences", "fork", "sampler path"}
 DRAFT = {"draft states", "draft in batches", "speculate"}
 CHOICES = {"choose", "choose by top p", "judge drafts"}
 SAMPLER = {"multinomial", "sort_pass", "sample_top_p", "take_probs", "renormalize_top_p", "verify_drafts"}
