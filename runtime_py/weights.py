@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
@@ -66,6 +67,17 @@ def check_weights(weights: dict[str, np.ndarray], params: list[dict[str, Any]], 
             raise UserError(f"{index}: tensor {name!r}: the model library expects {expected[0]} {expected[1]}, "
                             f"found {found[0]} {found[1]}; rebuild the artifact")
     return [weights[name] for name in names]
+
+
+def check_digests(folder: Path) -> None:
+    """Read every shard of the artifact and compare its MD5 with the one recorded for it, if any. Raises UserError."""
+    index = folder / INDEX
+    for shard in required(read_json(index), "records", list, index):
+        path, size = _checked_shard(folder, shard, index)
+        found = hashlib.md5(_map(path, size), usedforsecurity=False).hexdigest()
+        if found != shard.get("md5sum", found):
+            raise UserError(f"{path}: its MD5 is {found}, {INDEX} says {shard['md5sum']}; the file is damaged: copy it "
+                            "again or rebuild the artifact")
 
 
 def _checked_shard(folder: Path, shard: Any, index: Path) -> tuple[Path, int]:

@@ -12,6 +12,7 @@ from ..bench.calls import Description, Factory
 from ..devices import Device
 from ..engine import Engine
 from ..tvm_runtime import load_runtime
+from ..weights import check_digests
 from .bounds import Error, Mismatch, Written
 from .cases import CASES, Case
 from .memory import Guarded
@@ -45,8 +46,10 @@ class Result:
 
 
 def check_kernels(engine: Engine) -> Iterator[Result]:
-    """Every kernel of the engine's library. Raises UserError when the artifact does not describe them."""
+    """Every kernel of the engine's library. Raises UserError when the artifact does not describe them, or its weights
+    are not those that were built."""
     artifact = engine.artifact
+    check_digests(artifact.path)
     description = Description.load(artifact.path)
     tokens = [n for n in TOKENS if n <= artifact.prefill_chunk_size]
     for seed, (name, factory) in enumerate(description.factories.items()):

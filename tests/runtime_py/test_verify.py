@@ -3,6 +3,7 @@
 import ctypes
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,17 @@ def test_an_artifact_verifies(artifact, name, capsys):
         assert kernel["problem"] is None and kernel["calls"] >= 5 and kernel["launches"] is None
         assert 0 <= kernel["nmse"] <= kernel["bound"] and 0 <= kernel["error"] <= 1
     assert kernels["qkv_proj"]["weights"] and kernels["qkv_proj"]["nmse"] > 0
+
+
+def test_damaged_weights_are_refused(artifact, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(artifact("demo"), copy)
+    shard = copy / "params_shard_0.bin"
+    data = bytearray(shard.read_bytes())
+    data[1000] ^= 1
+    shard.write_bytes(data)
+    assert main(["verify", str(copy)]) == 1
+    assert re.search(rf"error: {shard}: its MD5 is \w{{32}}, tensor-cache.json says \w{{32}}", capsys.readouterr().err)
 
 
 def test_the_compiler_is_not_loaded(artifact):
