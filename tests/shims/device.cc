@@ -1,5 +1,6 @@
 // Devices "cuda" and "metal" for tests: memory of the processor, and kernels that were compiled for it.
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <tvm/ffi/container/map.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
@@ -7,10 +8,11 @@
 #include <tvm/runtime/device_api.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <cstring>
 #include <map>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../../runtime_py/devices/shared/launch.h"
@@ -23,6 +25,10 @@ namespace ffi = tvm::ffi;
 using tvm::runtime::DeviceAttrKind;
 
 constexpr size_t kAlignment = 256;  // cudaMalloc's
+constexpr size_t kPage = 4096;
+constexpr size_t kMoat = 1 << 20;  // bytes on both sides of what is allocated that nobody may touch
+
+size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
 std::atomic<int64_t> launches{0};
 
@@ -38,10 +44,22 @@ class Memory final : public tvm::runtime::DeviceAPI {
       *result = nullptr;
     }
   }
+  // Ends where pages begin that nobody may touch.
   void* AllocDataSpace(DLDevice, size_t bytes, size_t, DLDataType) final {
-    return std::aligned_alloc(kAlignment, (bytes / kAlignment + 1) * kAlignment);
+    const size_t used = RoundUp(bytes, kAlignment), pages = RoundUp(used, kPage);
+    void* mapped = mmap(nullptr, pages + 2 * kMoat, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) throw std::bad_alloc();
+    char* begin = static_cast<char*>(mapped) + kMoat;
+    mprotect(begin, pages, PROT_READ | PROT_WRITE);
+    void* memory = begin + pages - used;
+    mappings_[memory] = {mapped, pages + 2 * kMoat};
+    return memory;
   }
-  void FreeDataSpace(DLDevice, void* memory) final { std::free(memory); }
+  void FreeDataSpace(DLDevice, void* memory) final {
+    const auto [mapped, bytes] = mappings_.at(memory);
+    mappings_.erase(memory);
+    munmap(mapped, bytes);
+  }
   void StreamSync(DLDevice, TVMStreamHandle) final {}
 
  protected:
@@ -49,6 +67,9 @@ class Memory final : public tvm::runtime::DeviceAPI {
                       DLDataType, TVMStreamHandle) final {
     std::memcpy(static_cast<char*>(to) + to_offset, static_cast<const char*>(from) + from_offset, bytes);
   }
+
+ private:
+  std::map<void*, std::pair<void*, size_t>> mappings_;  // by what was allocated
 };
 
 using Entry = const char* (*)(const size_t* extents, const uint64_t* slots);

@@ -14,6 +14,7 @@ KERNELS = {  # of the float x[ITEMS] and the int n, by what is wrong with them
     "unwritten": ("x[i] = shared_x[i];", None),
     "some_wait": ("if (i < n) {\n    BARRIER;\n  }\n  x[i] = 1.0f;", "7 of 64 work-items wait at a barrier"),
     "beyond": ("shared_x[i + n] = x[i];", "an index beyond its array in line"),
+    "outside": ("x[i] = x[i + ((long)n << 40)];", "an access outside of its arguments"),
     "askew": ("float4 v = *(DEVICE float4*)(x + n);\n  x[i] = ELEMENT;", "a pointer that is null or not aligned in"),
     "vector": ("float4 v = *(DEVICE float4*)(x + (i & 60));\n  BARRIER;\n  x[i] = ELEMENT;", None),
 }

@@ -3,10 +3,12 @@
 //
 // Between two barriers a group's work-items run once in rising and once in falling order, which makes results depend on
 // missing barriers. Shared memory holds NaN and huge negative integers when a group begins. What a compiler checks for
-// us at run time (indices of arrays, alignment of what pointers point to) ends the launch with a message.
+// us at run time (indices of arrays, alignment of what pointers point to) ends the launch with a message, and so does
+// an access to memory that is nobody's; the device (device.cc) surrounds what it allocates with such.
 #pragma once
 
 #include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -75,6 +77,25 @@ inline void WarpBarrier() { Leave(State::kInWarp); }
   _longjmp(scheduler, 1);
 }
 
+// While it lives, an access to memory that is nobody's ends the launch.
+class FaultsFail {
+ public:
+  FaultsFail() {
+    struct sigaction ours = {};
+    ours.sa_handler = [](int) { Fail("an access outside of its arguments"); };
+    ours.sa_flags = SA_NODEFER;  // it is left by a jump
+    for (size_t i = 0; i < kCount; ++i) sigaction(kSignals[i], &ours, &before_[i]);
+  }
+  ~FaultsFail() {
+    for (size_t i = 0; i < kCount; ++i) sigaction(kSignals[i], &before_[i], nullptr);
+  }
+
+ private:
+  static constexpr int kSignals[] = {SIGSEGV, SIGBUS};
+  static constexpr size_t kCount = 2;
+  struct sigaction before_[kCount];
+};
+
 inline void Resume(Fiber& fiber) {
   current = &fiber;
   if (_setjmp(scheduler) != 0) return;
@@ -139,6 +160,7 @@ const char* Launch(const size_t* extents, char* shared, char* end, const Kernel&
   while (fibers.size() < items) fibers.push_back(std::make_unique<Fiber>());
   body = kernel;
   failure.clear();
+  const FaultsFail faults_fail;
   for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z) {
     for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
       for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
