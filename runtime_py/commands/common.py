@@ -66,7 +66,7 @@ def connect_rpc(args: argparse.Namespace) -> Any:
     from ..rpc.phone import Phone
     from ..rpc.wire import Address
 
-    client = connect(Address.parse(args.rpc), getattr(args, "rpc_folder", None) or _PHONE_FOLDER)
+    client = connect(Address.parse(args.rpc), getattr(args, "rpc_folder", None) or _PHONE_FOLDER, note)
     if isinstance(client, Phone) and not hasattr(args, "rpc_folder"):
         client.close()
         raise UserError(f"{args.rpc}: serves TVM's RPC without this project's functions; start "

@@ -31,6 +31,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from ..rpc.connection import is_loopback
     from ..rpc.server import Server
     from ..rpc.wire import Address
 
@@ -40,11 +41,14 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--key: expected a word without spaces")
     if args.tracker is not None and not args.key:
         raise UserError("--tracker: expected --key beside it, by which clients ask for this server")
-    if args.host not in ("127.0.0.1", "localhost") and not args.key:
+    if not is_loopback(args.host) and not args.key:
         note("warning: without --key whoever reaches this address may run code here")
     tracker = Address.parse(args.tracker) if args.tracker else None
     if tracker and (tracker.key or tracker.tracker):
         raise UserError(f"--tracker: expected HOST:PORT, found {args.tracker!r}; its key is --key")
+    if tracker and is_loopback(args.host) and not is_loopback(tracker.host):
+        raise UserError(f"--tracker {args.tracker}: it would send clients to this machine's address in the network, "
+                        f"where a server at {args.host} does not listen; add --host 0.0.0.0")
     server = Server(args.host, args.port, args.key, Path(args.storage or cache_folder() / "rpc"), tracker, note)
     print(f"{server.host}:{server.port}", flush=True)
     server.run()

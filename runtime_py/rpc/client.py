@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from blockffn_mlc.errors import UserError, first_line
+from blockffn_mlc.errors import UserError
 
 from ..artifact import Artifact
 from ..bench.measure import Setup
-from ..tvm_runtime import load_runtime
-from . import wire
 from .codec import decode, encode
+from .connection import Connection
 from .files import artifact_files
 from .phone import Phone
 from .service import PREFIX, VERSION
@@ -21,33 +19,32 @@ from .storage import sha256
 from .wire import Address
 
 _PIECE = 4 << 20  # bytes sent at a time
-_TIMEOUT = 10.0  # seconds that a tracker has for an answer
 
 
-def connect(address: Address, folder: str) -> Client | Phone:
-    """A client of the server at ``address``. ``folder``: where a server of TVM's own keeps files. Raises UserError."""
-    host, port, key = _find(address) if address.tracker else (address.host, address.port, address.key)
+def connect(address: Address, folder: str, note: Callable[[str], None] = lambda text: None) -> Client | Phone:
+    """A client of the server at ``address``; ``note`` is told what takes long. ``folder``: where a server of TVM's own,
+    which lacks this project's functions, keeps files. Raises UserError."""
+    connection = Connection(address, note)
     try:
-        session = load_runtime().get_global_func("rpc.Connect")(host, port, key, False)
-    except RuntimeError as error:
-        raise UserError(f"{address}: {_reason(error, 'cannot connect')}") from None
-    try:
-        functions = {name: session[PREFIX + name] for name in ("version", "append", "call")}
-    except (AttributeError, RuntimeError):
-        return Phone(session, str(address), folder)
-    return Client(functions, address)
+        ours = connection.function(f"{PREFIX}version") is not None
+        return Client(connection) if ours else Phone(connection, folder)
+    except BaseException:
+        connection.close()
+        raise
 
 
 class Client:
     """Calls a server of this package, which serves nobody else meanwhile: use it as a context manager. Raises UserError
     where there is none, or it breaks off."""
 
-    def __init__(self, functions: dict[str, Any], address: Address) -> None:
-        self._functions, self._address = functions, address
-        version = functions["version"]()
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._address = connection, connection.address
+        self._functions = {name: connection.function(PREFIX + name) for name in ("version", "append", "call")}
+        with connection.told():
+            version = self._functions["version"]()
         if version != VERSION:
-            raise UserError(f"{address}: its server speaks version {version}, this is {VERSION}; install the same "
-                            "version of this project on both")
+            raise UserError(f"{self._address}: its server speaks version {version}, this is {VERSION}; install the "
+                            "same version of this project on both")
 
     def __enter__(self) -> Client:
         return self
@@ -56,7 +53,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Leave: TVM closes the connection when nothing of it is held any more."""
+        """Leave, also in the middle of a call."""
+        self._connection.close()
         self._functions.clear()
 
     def call(self, name: str, *arguments: Any) -> Any:
@@ -65,6 +63,8 @@ class Client:
 
     def send(self, artifact: Artifact, progress: Callable[[str], None]) -> str:
         """Put an artifact into the server's storage: what is not there already. Returns its folder there."""
+        if ":" in artifact.name or "\\" in artifact.name:
+            raise UserError(f"{artifact.path}: its name cannot be one on every server; rename it, without : and \\")
         files = {name: sha256(artifact.path / name) for name in artifact_files(artifact)}
         names = {digest: name for name, digest in files.items()}  # equal files are sent once
         held = {digest: count for digest in names if (count := self.call("held", digest)) >= 0}
@@ -89,31 +89,8 @@ class Client:
         return lambda task, *arguments: self.call(task.__name__, there, *arguments)
 
     def _answer(self, function: str, *arguments: Any) -> Any:
-        try:
+        with self._connection.told():
             answer = decode(self._functions[function](*arguments))
-        except RuntimeError as error:
-            raise UserError(f"{self._address}: the connection broke off ({first_line(error)}); what was sent is kept "
-                            "there: start again") from None
         if "error" in answer:
             raise UserError(f"{self._address}: {answer['error']}")
         return answer["result"]
-
-
-def _find(address: Address) -> tuple[str, int, str]:
-    """Host, port and key of a server that a tracker knows by ``address.key``; waits until one is free."""
-    try:
-        with wire.connect_tracker(address.host, address.port, _TIMEOUT) as connection:
-            connection.settimeout(None)
-            code, found = wire.ask_tracker(connection, wire.REQUEST, address.key, "", 1)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"{address}: the tracker cannot be asked ({error})") from None
-    if code != wire.SUCCESS:
-        raise UserError(f"{address}: the tracker found no server ({found})")
-    host, port, key = found
-    return host, port, key
-
-
-def _reason(error: RuntimeError, otherwise: str) -> str:
-    text = str(error)
-    return ("its key is another; name it as HOST:PORT/KEY" if "matches key=" in text else
-            f"{otherwise} ({first_line(error)}); is 'python -m runtime_py rpc-server' running there?")

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from blockffn_mlc.errors import UserError
 
 from ..artifact import CHAT_CONFIG, TOKEN_STREAM, Artifact
 from ..jsonfile import read_json
+from ..tvm_runtime import load_runtime
 from ..weights import INDEX
+from .storage import sha256
 
 _OPTIONAL = ("kernels.json", TOKEN_STREAM, "tokenizer.json")
+_CPU = 1  # DLPack's
+_CHECKED, _HASH = "blockffn.checked", "ffi.StructuralHash"
+_NOT_WHOLE = ("Cannot open", "corrupted parameter shard")  # what the server says of files that are not there, or short
 
 
 def artifact_files(artifact: Artifact) -> list[str]:
@@ -24,38 +31,58 @@ def artifact_files(artifact: Artifact) -> list[str]:
 
 
 class Uploads:
-    """Files by their digests in a flat folder: such a server makes none. Behind a file that was sent and read back
-    unchanged comes another, ``*.whole``, by which it is known the next time."""
+    """Files by their digests in a flat folder: such a server makes none."""
 
     def __init__(self, session: Any, folder: str) -> None:
-        self._upload, self._download = (session[f"tvm.rpc.server.{name}"] for name in ("upload", "download"))
-        self._folder = folder.rstrip("/")
+        self._session, self._folder = session, folder.rstrip("/")
 
     def send(self, artifact: Artifact, progress: Callable[[str], None]) -> tuple[str, bytes]:
-        """What is not there already. Returns the library's path there, and the weights' index with the names of files
-        there. Raises UserError for what arrived as another, and RuntimeError when the connection breaks or the folder
-        cannot be written."""
+        """What is not there already, or was changed. Returns the library's path there, and the weights' index with the
+        names of files there. Raises UserError for a folder that cannot be written and for what arrived as another file,
+        which is removed, and what TVM raises when the connection breaks."""
         index = read_json(artifact.path / INDEX)
         names = [artifact.library.relative_to(artifact.path).as_posix(), *(s["dataPath"] for s in index["records"])]
-        places = {}
-        for name in names:
-            data = (artifact.path / name).read_bytes()
-            places[name] = f"{hashlib.sha256(data).hexdigest()}{(artifact.path / name).suffix}"
-            path = f"{self._folder}/{places[name]}"
-            if not self._whole(path):
-                progress(f"send {name}, {len(data) / 1e6:.1f} MB")
-                self._upload(path, data)
-                if bytes(self._download(path)) != data:
-                    raise UserError(f"{name}: arrived as another file; send it again")
-                self._upload(f"{path}.whole", b"1")
+        places = {name: f"{sha256(artifact.path / name)}{(artifact.path / name).suffix}" for name in names}
+        missing = {place: name for name, place in places.items() if not self._whole(place, artifact.path / name)}
+        if kept := len(set(places.values())) - len(missing):
+            progress(f"{artifact.name}: {kept} of {kept + len(missing)} files are there already")
+        for place, name in missing.items():
+            path = artifact.path / name
+            progress(f"send {name}, {path.stat().st_size / 1e6:.1f} MB")
+            self._upload(place, path.read_bytes())
+            if not self._whole(place, path):
+                self._session["tvm.rpc.server.remove"](f"{self._folder}/{place}")
+                raise UserError(f"{self._folder}: {name} arrived as another file there and was removed; is the storage "
+                                "full? Free some and send it again")
         for shard in index["records"]:
             shard["dataPath"] = places[shard["dataPath"]]
         return f"{self._folder}/{places[names[0]]}", json.dumps(index).encode()
 
-    def _whole(self, path: str) -> bool:
+    def _upload(self, place: str, data: bytes) -> None:
         try:
-            return bytes(self._download(f"{path}.whole")) == b"1"
+            self._session["tvm.rpc.server.upload"](f"{self._folder}/{place}", data)
         except RuntimeError as error:
             if "Cannot open" in str(error):
+                raise UserError(f"{self._folder}: cannot be written there; make this folder, or choose another with "
+                                "--rpc-folder") from None
+            raise
+
+    def _whole(self, place: str, path: Path) -> bool:
+        """Whether the file there has the bytes of the one here, as far as 64 bits tell: such a server knows no SHA-256,
+        but reads files as tensors, and hashes those."""
+        values = np.fromfile(path, np.uint8)
+        record = {"name": _CHECKED, "shape": values.shape, "dtype": "uint8", "format": "raw", "nbytes": values.nbytes,
+                  "byteOffset": 0}
+        index = {"records": [{"dataPath": place, "format": "raw-shard", "nbytes": values.nbytes, "records": [record]}]}
+        self._upload(INDEX, json.dumps(index).encode())
+        try:
+            self._session["vm.builtin.tensor_cache.load"](self._folder, _CPU, 0)
+        except RuntimeError as error:
+            if any(words in str(error) for words in _NOT_WHOLE):
                 return False
             raise
+        tensors = self._session["vm.builtin.param_array_from_cache_by_name_unpacked"](_CHECKED)
+        self._session["vm.builtin.tensor_cache.remove"](_CHECKED)
+        ffi = load_runtime()
+        here = ffi.get_global_func(_HASH)(ffi.Array([ffi.from_dlpack(values)]), False, False)
+        return self._session[_HASH](tensors, False, False) == here

@@ -27,6 +27,7 @@ from ..devices import kind_of_target
 from ..stats import Stopwatch
 from ..tvm_runtime import load_runtime
 from ..weights import INDEX
+from .connection import Connection
 from .files import Uploads
 
 _NAME, _CLOCK, _DRIVER = 5, 6, 12  # of TVM's DeviceAttrKind
@@ -41,8 +42,8 @@ class Phone:
     """Has what ``Client`` has for the benchmark. ``folder``: an absolute one on the phone, which exists. Raises
     UserError for what such a server cannot do."""
 
-    def __init__(self, session: Any, address: str, folder: str) -> None:
-        self._session, self._address, self._folder = session, address, folder
+    def __init__(self, connection: Connection, folder: str) -> None:
+        self._connection, self._session, self._folder = connection, connection.session, folder
         self._subjects: dict[Setup, _Subject] = {}
         self._indexes: dict[Path, bytes] = {}  # by artifact: of its weights, as they are named there
 
@@ -53,16 +54,16 @@ class Phone:
         self.close()
 
     def close(self) -> None:
-        """Leave: TVM closes the connection when nothing of it is held any more."""
+        """Leave, also in the middle of a call."""
+        self._connection.close()
         self._subjects.clear()
-        self._session = None
 
     def send(self, artifact: Artifact, progress: Callable[[str], None]) -> str:
         """Put library and weights into the phone's folder: what is not there already. Returns the library's path."""
         if kind_of_target(artifact.target) in (None, "cpu"):
             raise UserError(f"{artifact.path}: built for target {artifact.target!r}; a server of TVM's own runs what "
                             "is built for a phone's or another device, not for a processor")
-        with _Told(self._address):
+        with self._connection.told():
             library, self._indexes[artifact.path] = Uploads(self._session, self._folder).send(artifact, progress)
         return library
 
@@ -75,27 +76,11 @@ class Phone:
             return {"processors": None, "busy_before": None}
         if task.__name__ == "peak":
             return None
-        with _Told(self._address):
+        with self._connection.told():
             if setup not in self._subjects:
                 self._session["tvm.rpc.server.upload"](f"{self._folder}/{INDEX}", self._indexes[Path(setup.artifact)])
                 self._subjects[setup] = _Subject(self._session, self._folder, library, setup)
             return getattr(self._subjects[setup], task.__name__)(*arguments)
-
-
-class _Told:
-    """Turns what TVM raises into a UserError."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (RuntimeError, AttributeError)):  # the latter: a function that the server lacks
-            lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-            raise UserError(f"{self._address}: {lines[-1].strip()}; what was sent whole is kept there: start again"
-                            ) from None
 
 
 class _Subject:

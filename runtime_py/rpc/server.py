@@ -19,8 +19,6 @@ from .wire import Address
 _HANDSHAKE = 10.0  # seconds that a client has for it, and a tracker for an answer
 _PERIOD = 2.0  # seconds between looks at a tracker
 _UNUSED = 4  # such looks after which a key that the tracker gave away is replaced
-# A client that is gone without a word is noticed after 30 + 3 * 10 seconds.
-_KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 class Server:
@@ -63,10 +61,7 @@ class Server:
             wire.send_int(connection, wire.ACCEPTED)
             wire.send_text(connection, f"server:{self._key}")
             connection.settimeout(None)
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in _KEEP_ALIVE:
-                if hasattr(socket, name):
-                    connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            wire.keep_alive(connection)
             return True
         except OSError:
             return False

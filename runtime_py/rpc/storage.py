@@ -36,12 +36,17 @@ class Storage:
         return partial.stat().st_size if partial.is_file() else 0
 
     def append(self, digest: str, offset: int, data: bytes) -> None:
-        """Go on with a file that ``offset`` bytes of are here. Raises UserError when it is another number."""
+        """Go on with a file that ``offset`` bytes of are here. Raises UserError when it is another number, and
+        where there is no room."""
         held = self.held(digest)
         if held != offset:
             raise UserError(f"file {digest[:12]}: expected to go on at byte {held}, found {offset}; send it again")
-        with self._partial(digest).open("ab") as file:
-            file.write(data)
+        try:
+            with self._partial(digest).open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise UserError(f"{self._blobs}: cannot be written there ({error.strerror}); make room, or start the "
+                            "server with another --storage") from None
 
     def finish(self, digest: str) -> None:
         """Check a file that was sent whole. Raises UserError, and forgets it, when it is another."""

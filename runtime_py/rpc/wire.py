@@ -13,8 +13,10 @@ from blockffn_mlc.errors import UserError
 
 MAGIC, TRACKER_MAGIC = 0xFF271, 0x2F271
 ACCEPTED, WRONG_KEY = MAGIC, MAGIC + 2
-SUCCESS, PUT, REQUEST, UPDATE_INFO, PENDING_KEYS = 0, 3, 4, 6, 7
+SUCCESS, PUT, REQUEST, UPDATE_INFO, SUMMARY, PENDING_KEYS = 0, 3, 4, 5, 6, 7
 MAX_MESSAGE = 1 << 16  # bytes of a key or a tracker's message
+# Who is gone without a word is noticed after 30 + 3 * 10 seconds.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,14 @@ def send_text(connection: socket.socket, text: str) -> None:
 
 def send_int(connection: socket.socket, number: int) -> None:
     connection.sendall(struct.pack("<i", number))
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Have the system notice when the other side is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE:
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def connect_tracker(host: str, port: int, timeout: float) -> socket.socket:

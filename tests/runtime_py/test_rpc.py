@@ -4,16 +4,14 @@ import hashlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from rpc_servers import children, rpc_server
+from rpc_servers import cable, children, phone, rpc_server
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
@@ -61,39 +59,6 @@ def connect():
     yield connect
     for client in made:
         client.close()
-
-
-@contextmanager
-def cable(address, limit):
-    """A way to ``address`` that is cut when the client has sent ``limit`` bytes."""
-    host, port = address.split(":")
-
-    def forward(source, target, left):
-        try:
-            while left > 0 and (data := source.recv(min(left, 4096))):
-                target.sendall(data)
-                left -= len(data)
-        except OSError:
-            pass
-        for end in (source, target):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        def run():
-            near, _ = listener.accept()
-            with near, socket.create_connection((host, int(port))) as far:
-                back = threading.Thread(target=forward, args=(far, near, 1 << 60))
-                back.start()
-                forward(near, far, limit)
-                back.join()
-
-        thread = threading.Thread(target=run)
-        thread.start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        thread.join(30)
 
 
 def test_files_are_sent_once(server, artifact, connect):
@@ -251,15 +216,9 @@ def test_a_tracker_hands_out_the_server(tmp_path, connect):
 
 def test_a_server_of_tvms_own_is_told_apart(tmp_path, capsys):
     write_artifact(tmp_path / "toy")
-    program = Path(__file__).parent / "devices" / "rpc_server.py"
-    with subprocess.Popen([sys.executable, program, "cpu"], stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {"PYTHONPATH": str(program.parents[3])}) as server:
-        try:
-            address = f"127.0.0.1:{server.stdout.readline().strip()}"
-            assert main(["verify", str(tmp_path / "toy"), "--rpc", address]) == 1
-            assert "without this project's functions; start 'python -m runtime_py rpc-s" in capsys.readouterr().err
-        finally:
-            server.kill()
+    with phone("cpu") as server:
+        assert main(["verify", str(tmp_path / "toy"), "--rpc", server.address]) == 1
+        assert "without this project's functions; start 'python -m runtime_py rpc-s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "address"), [

@@ -1,16 +1,11 @@
 """``bench`` and ``verify`` over a server process on loopback, on the processor and a device."""
 
 import json
-import os
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from checkpoints import GQA
 from machine import opencl_device
-from rpc_servers import rpc_server
+from rpc_servers import phone, rpc_server
 
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
@@ -18,10 +13,8 @@ from runtime_py.bench.measure import Setup, prepare
 from runtime_py.bench.tasks import Task
 from runtime_py.cli import main
 from runtime_py.rpc.client import connect
-from runtime_py.rpc.files import Uploads
 from runtime_py.rpc.wire import Address
 
-HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[3]
 TIMED = {"time", "busy_before", "load_s", "first_pass_s", "peak_memory_bytes", "seconds", "tokens_per_s", "ms",
          "tokens_per_s_sd", "gb_per_s", "gop_per_s", "clock_mhz"}
 
@@ -64,23 +57,12 @@ def test_kernels_are_verified_on_a_server(built, target, server, capsys):
     assert f"error: {server.address}/k: device 'vulkan" in capsys.readouterr().err
 
 
-@contextmanager
-def phone(kind):
-    """The address of a server with TVM's own functions alone."""
-    with subprocess.Popen([sys.executable, HERE / "rpc_server.py", kind], stdout=subprocess.PIPE, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)}) as server:
-        try:
-            yield f"127.0.0.1:{server.stdout.readline().strip()}"
-        finally:
-            server.kill()
-
-
 def test_a_phone_times_the_same_passes(built, device, tmp_path, capsys):
     folder = built(GQA, "q0f32", device.kind)
     command = ["bench", str(folder), "-p", "20", "-n", "2", "--chunks", "3", "--depth", "3", "-r", "1", "-o", "json",
                "--device", device.name]
-    with phone(device.kind) as address:
-        assert main([*command, "--rpc", address, "--rpc-folder", str(tmp_path)]) == 0
+    with phone(device.kind) as server:
+        assert main([*command, "--rpc", server.address, "--rpc-folder", str(tmp_path)]) == 0
     there, err = capsys.readouterr()
     assert "send lib/" in err and "send params_shard_0.bin" in err
     assert main([*command, "--threads", "1"]) == 0
@@ -91,37 +73,19 @@ def test_a_phone_times_the_same_passes(built, device, tmp_path, capsys):
         own = {"active", "union", "weight_bytes_per_pass"} if mine["kind"] == "tg" else set()  # the text it decodes
         assert {name: value for name, value in phones.items() if name not in other | own} == {
             name: value for name, value in mine.items() if name not in other | own}
-    with phone(device.kind) as address:  # files are there now, but one that came in part
-        next(tmp_path.glob("*.bin.whole")).unlink()
-        assert main([*command, "-p", "0", "-n", "0", "--chunks", "1", "--rpc", address, "--rpc-folder",
-                     str(tmp_path)]) == 0
-    assert capsys.readouterr().err.count("send ") == 1
 
 
 def test_what_a_phone_cannot_do_is_refused(built, tmp_path):
     device = opencl_device()
     artifact = Artifact.open(built(GQA, "q0f32", device.kind))
-    with phone(device.kind) as address, connect(Address.parse(address), str(tmp_path)) as client:
+    with phone(device.kind) as server, connect(Address.parse(server.address), str(tmp_path)) as client:
         with pytest.raises(UserError, match="not for a processor"):
             client.send(Artifact.open(built(GQA, "q0f32", "cpu")), print)
         library = client.send(artifact, print)
         tasks = [Task("tg", 2, 0, "speculative")]
         for options, message in (({}, "has nobody who drafts"), ({"threads": 1}, "--threads: "),
                                  ({"device": "cpu"}, "--device cpu: .*expected a device of its kind"),
-                                 ({"device": f"{device.kind}:99"}, address)):
+                                 ({"device": f"{device.kind}:99"}, f"{server.address}: failed there: ")):
             setup = Setup(str(artifact.path), **({"threads": None} | options))
             with pytest.raises(UserError, match=message):
                 client.process(setup, library)(prepare, tasks)
-        client._folder = str(tmp_path / "nowhere")
-        with pytest.raises(UserError, match=f"{address}: .*nowhere.*start again"):
-            client.send(artifact, print)
-
-
-def test_what_arrives_on_a_phone_as_another_file_is_refused(built, tmp_path, monkeypatch):
-    artifact = Artifact.open(built(GQA, "q0f32", "opencl"))
-    session = {"tvm.rpc.server.upload": lambda path, data: Path(path).write_bytes(data[:-1] + b"?"),
-               "tvm.rpc.server.download": lambda path: Path(path).read_bytes()}
-    monkeypatch.setattr(Uploads, "_whole", lambda *_: False)
-    with pytest.raises(UserError, match="lib/.*: arrived as another file; send it again"):
-        Uploads(session, str(tmp_path)).send(artifact, print)
-    assert not list(tmp_path.glob("*.whole"))
