@@ -13,6 +13,7 @@ from typing import Any
 from blockffn_mlc.builder import Plan, build_artifact, make_plan, weights_identity
 from blockffn_mlc.chat_config import tokenizer_files
 from blockffn_mlc.errors import UserError
+from blockffn_mlc.layers import MLC_CACHES
 from blockffn_mlc.mlc.package import check_package, write_package
 from blockffn_mlc.progress import Progress
 from blockffn_mlc.sources import DEMO, DEMO_DRAFT, ModelSource, open_model, with_draft
@@ -59,9 +60,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mlc", action=argparse.BooleanOptionalAction,
                         help="also export the functions of MLC's engine, which then runs the artifact too (default: "
                              "for phones, vulkan, cuda and metal)")
-    parser.add_argument("--mlc-cache", choices=("mla", "mha"),
-                        help="kind of that engine's cache for latent attention: mla (GPUs; half the memory, no "
-                             "speculation) or mha (default: mla on GPUs without --draft, else mha)")
+    parser.add_argument("--mlc-cache", choices=MLC_CACHES,
+                        help="how latent attention uses that engine's cache: mla (GPUs; least memory, no speculation), "
+                             "mqa (twice that) or mha (keys and values of every head, 7 to 17 times that) (default: "
+                             "mla on GPUs without --draft, else mqa)")
     parser.add_argument("--device-limits", choices=("target", "probe"), default="target",
                         help="how large buffers for Vulkan may be: as on every device, or as on this machine's first "
                              "device (default: target)")

@@ -120,8 +120,8 @@ def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, c
                mlc: bool = False, mlc_cache: str | None = None) -> Build:
     """What the model's layers need to know, from options that are checked against the model. ``activation_format``: one
     of schedules.activations (None: the fastest). ``draft``: the draft model to compile into the same library. ``mlc``:
-    export the functions of MLC's engine too; ``mlc_cache``: over which kind of its cache, "mla" or "mha" (None: the
-    smaller one that does what can be done with the model). Raises UserError."""
+    export the functions of MLC's engine too; ``mlc_cache``: over which kind of its cache, one of ``MLC_CACHES`` (None:
+    the smallest that does what can be done with the model). Raises UserError."""
     context = config.max_position_embeddings if context_window is None else context_window
     chunk = min(target.prefill_chunk, context) if prefill_chunk is None else prefill_chunk
     for option, value, limit, what in (
@@ -137,11 +137,14 @@ def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, c
 
 def _cache_kind(kind: str | None, config: BlockFFNConfig, target: Target, draft: Draft | None) -> str:
     on_gpu = isinstance(target.tiles, GpuTiles)
-    if kind == "mla" and not config.is_mla:
-        raise UserError("--mlc-cache mla: the model has no latent attention; leave the option out")
+    if not config.is_mla:
+        if kind not in (None, "mha"):
+            raise UserError(f"--mlc-cache {kind}: the model has no latent attention, its cache is of the kind mha; "
+                            "leave the option out")
+        return "mha"
     if kind == "mla" and not on_gpu:
-        raise UserError(f"--mlc-cache mla: on target {target.name} MLC's cache has no such kind; use --mlc-cache mha")
-    return kind or ("mla" if config.is_mla and on_gpu and draft is None else "mha")
+        raise UserError(f"--mlc-cache mla: on target {target.name} MLC's cache has no such kind; use --mlc-cache mqa")
+    return kind or ("mla" if on_gpu and draft is None else "mqa")
 
 
 def build_artifact(plan: Plan, source: Source, folder: Path | None, identity: str, out: Path, jobs: int,

@@ -24,14 +24,15 @@ from .quantization import Quantization, check_range
 
 READ = "read"  # key of a parameter's attrs: function(checkpoint) -> numpy array as stored
 LOGICAL_SHAPE = "logical_shape"  # key of a packed parameter's attrs: its shape before packing
+MLC_CACHES = ("mla", "mqa", "mha")  # docs/mlc.md, "The kind of cache"
 
 
 @dataclass(frozen=True)
 class Build:
     """Everything a layer needs to know: the model, the formats, the kernels and their tiles, the limits, the draft
     model if there is to be one. ``largest_buffer``: bytes that the device can hold in one piece, None if any number.
-    ``mlc``: what to compile MLC's functions for as well, None if they are not wanted; ``mlc_cache``: the kind of MLC's
-    cache for latent attention, "mla" or "mha"."""
+    ``mlc``: what to compile MLC's functions for as well, None if they are not wanted; ``mlc_cache``: how latent
+    attention uses MLC's cache, one of ``MLC_CACHES``."""
 
     config: BlockFFNConfig
     quantization: Quantization

@@ -102,8 +102,9 @@ def _build(config: Any, quantization: Any, target: Target) -> Build:
         raise UserError(f"--quantization {quantization.name}: expected one of {', '.join(QUANTIZATIONS)}: MLC's "
                         "convert_weight rounds float32 tensors to bfloat16, and our kernels know no other formats; "
                         "build.py makes q0f32 and q4f32_1")
-    return make_build(BlockFFNConfig.from_dict(config.blockffn_config), target, quantization.name,
-                      config.context_window_size, config.prefill_chunk_size, mlc=True, mlc_cache="mha")
+    model = BlockFFNConfig.from_dict(config.blockffn_config)
+    return make_build(model, target, quantization.name, config.context_window_size, config.prefill_chunk_size, mlc=True,
+                      mlc_cache="mqa" if model.is_mla else "mha")
 
 
 def _config_class(base: type) -> type:

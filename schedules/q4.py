@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from .layout import Q4_BLOCK, Q4_CODE_WORDS, Q4_SCALE_DTYPES, Q4_ZERO, stored_shape, tile_count
+from .layout import (
+    FLOAT_FORMATS,
+    Q4_BLOCK,
+    Q4_CODE_WORDS,
+    Q4_SCALE_DTYPES,
+    Q4_ZERO,
+    stored_shape,
+    tile_count,
+    unpack_rows,
+)
 
 _ROWS = 2048  # a multiple of the block
 
@@ -77,3 +86,10 @@ def unpack(packed: np.ndarray, outputs: int, inputs: int, weight_format: str) ->
     scales = np.ascontiguousarray(packed[..., Q4_CODE_WORDS:]).view(Q4_SCALE_DTYPES[weight_format])
     scales = scales.swapaxes(-1, -2).reshape(*outer, tiles * Q4_BLOCK, groups)
     return codes[..., :outputs, :inputs], scales[..., :outputs, :]
+
+
+def unpacked(stored: np.ndarray, weight_format: str, outputs: int, inputs: int) -> np.ndarray:
+    """A stored matrix of any format as float [..., outputs, inputs]."""
+    if weight_format in FLOAT_FORMATS:
+        return unpack_rows(stored, outputs)
+    return dequantize(*unpack(stored, outputs, inputs, weight_format))

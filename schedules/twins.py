@@ -153,6 +153,18 @@ def rope_heads(x: np.ndarray, pos: np.ndarray, table: np.ndarray, rotated: int) 
     return np.concatenate([rotate(x[:, :rotated], pos, table), f64(x[:, rotated:])], axis=1)
 
 
+def expanded_heads(q: np.ndarray, keys: np.ndarray, values: np.ndarray, key: np.ndarray, pos: np.ndarray,
+                   table: np.ndarray) -> np.ndarray:
+    """q [n, heads, nope+R], keys [n, heads, nope], values [n, heads, V], key [n, R]: the rotated part of every head's,
+    pos [n], table [positions, R] -> queries, keys and values [n, 3*heads, W], zeros behind what is narrower."""
+    nope, heads = keys.shape[-1], keys.shape[1]
+    shared = np.repeat(rotate(key, pos, table)[:, None], heads, axis=1)
+    parts = [np.concatenate([f64(q[..., :nope]), rotate(q[..., nope:], pos, table)], axis=-1),
+             np.concatenate([f64(keys), shared], axis=-1), f64(values)]
+    width = max(part.shape[-1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, 0), (0, width - part.shape[-1]))) for part in parts], axis=1)
+
+
 def softmax_with_temperature(logits: np.ndarray, temperature: np.ndarray, cold: float = 1e-5) -> np.ndarray:
     """logits [b, V], temperature [b] -> probabilities [b, V]; where the temperature is ``cold`` or less, equal parts
     for the largest logits (MLC contract, section 1.2)."""

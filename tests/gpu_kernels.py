@@ -64,14 +64,15 @@ def kernels(tiles: GpuTiles) -> dict[str, Built]:
     """The kernels for work-groups of ``tiles``, by what they were made with."""
     found: dict[str, Built] = {}
     target = replace(find_target("metal"), tiles=tiles)
-    # Without a draft MLC's cache of MLA is of another kind; caches are float32 or float16.
-    for config, drafts, formats in ((MLA, True, FORMATS), (MLA, False, FORMATS[:2]), (GQA, True, FORMATS[:2])):
+    # MLC's cache is float32 or float16.
+    for config, kind, formats in ((MLA, "mqa", FORMATS), (MLA, "mla", FORMATS[:2]), (MLA, "mha", FORMATS[2:3]),
+                                  (GQA, None, FORMATS[:2])):
         source = _model(replace(config, **_SIZES))
         for weight_format in formats:
             with _no_stock_kernels():
                 plan = make_plan(source.config, target, weight_format, _WINDOW, _CHUNK,
-                                 draft=source.draft if drafts else None, mlc=True)
-            for graph in (plan.graph, plan.draft.graph) if drafts else (plan.graph,):
+                                 draft=source.draft if kind in ("mqa", None) else None, mlc=True, mlc_cache=kind)
+            for graph in filter(None, (plan.graph, plan.draft and plan.draft.graph)):
                 weights, factories = _Weights(graph, source.weights), describe_kernels(graph)["factories"]
                 for name, func in sorted(graph.kernels().items()):
                     made = factories[name]

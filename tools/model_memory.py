@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from blockffn_mlc.builder import make_plan
 from blockffn_mlc.config import PRESETS, BlockFFNConfig
+from blockffn_mlc.layers import MLC_CACHES
 from blockffn_mlc.mlc.kv_cache import cache_bytes
 from blockffn_mlc.mlc.package import estimated_bytes
 from targets import find_target
@@ -20,9 +21,11 @@ QUANTIZATIONS = ("q4f16_1", "q4f32_1", "q0f16")
 HEADER = ["| model | format | weights MB | cache MB | rest MB | total MB |", "|---|---|---|---|---|---|"]
 
 
-def row(model: str, quantization: str) -> str:
-    """One line of the table, in megabytes of 10^6 bytes, for the whole context window."""
-    plan = make_plan(BlockFFNConfig.from_name(model), find_target("android"), quantization, mlc=True)
+def row(model: str, quantization: str, kind: str | None = None) -> str:
+    """One line of the table, in megabytes of 10^6 bytes, for the whole context window. ``kind``: of MLC's cache (None:
+    the default), for models with a choice."""
+    config = BlockFFNConfig.from_name(model)
+    plan = make_plan(config, find_target("android"), quantization, mlc=True, mlc_cache=kind if config.is_mla else None)
     cache, total = cache_bytes(plan.build), estimated_bytes(plan)
     sizes = (plan.weight_bytes, cache, total - plan.weight_bytes - cache, total)
     return f"| {model} | `{quantization}` | " + " | ".join(f"{size / 1e6:.0f}" for size in sizes) + " |"
@@ -30,12 +33,14 @@ def row(model: str, quantization: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.parse_args()
+    parser.add_argument("--mlc-cache", choices=MLC_CACHES,
+                        help="kind of MLC's cache for latent attention (default: mla)")
+    arguments = parser.parse_args()
     for line in HEADER:
         print(line)
     for model in PRESETS:
         for quantization in QUANTIZATIONS:
-            print(row(model, quantization), flush=True)
+            print(row(model, quantization, arguments.mlc_cache), flush=True)
 
 
 if __name__ == "__main__":

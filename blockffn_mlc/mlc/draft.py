@@ -12,7 +12,8 @@ from schedules.rope_table import rope_table
 
 from ..eagle import Eagle, attention_build
 from ..layers import Build, Embedding, activation_spec, call, parameter
-from .model import PagedHeads, ServedModel, mlc_spec
+from .heads import PagedHeads
+from .model import ServedModel, mlc_spec
 
 # Of those that a target has; around them stand ``fuse_embed_hidden_states`` and ``batch_get_logits``.
 _FUNCTIONS = ("embed", "alloc_embedding_tensor", "create_tir_paged_kv_cache", "prefill_to_last_hidden_states",

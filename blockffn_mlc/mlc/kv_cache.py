@@ -12,7 +12,6 @@ from tvm.s_tir import dlight
 
 from schedules.builder import ORIGIN
 
-from ..config import BlockFFNConfig
 from ..layers import Build
 
 PAGE = 16  # tokens; the engine's
@@ -24,17 +23,20 @@ _RAGGED, _PAGED, _DECODE, _SLIDING, _TREE_PAGED, _TREE_RAGGED, _LATENT, _MERGE =
 _CONFIG_SIZE = 5  # what every runtime before August 2026 insists on; later ones take it too
 
 
-def cache_heads(config: BlockFFNConfig) -> tuple[int, int, int]:
+def cache_heads(build: Build) -> tuple[int, int, int]:
     """Heads of queries, heads of keys and their width in the cache. In one of the MHA kind values are as wide; in one
     of the MLA kind they are columns of the keys."""
-    if config.is_mla:
-        return config.num_attention_heads, 1, config.kv_lora_rank + config.qk_rope_head_dim
-    return config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    c = build.config
+    if not c.is_mla:
+        return c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    if build.mlc_cache == "mha":
+        return c.num_attention_heads, c.num_attention_heads, max(c.qk_head_dim, c.head_dim)
+    return c.num_attention_heads, 1, c.kv_lora_rank + c.qk_rope_head_dim
 
 
 def cache_bytes(build: Build) -> int:
     """Bytes of a cache of one sequence over the whole context window."""
-    _, kv_heads, dim = cache_heads(build.config)
+    _, kv_heads, dim = cache_heads(build)
     pages = -(-build.context_window // PAGE)
     return (build.config.num_hidden_layers * pages * PAGE * (1 if build.latent_cache else 2) * kv_heads * dim
             * np.dtype(build.quantization.cache_dtype).itemsize)
@@ -43,7 +45,7 @@ def cache_bytes(build: Build) -> int:
 def create_cache(build: Build, sizes: list[tirx.Var]) -> PagedKVCache:
     """The cache for ``sizes``: sequences, tokens, tokens of a prefill, tokens of a page, sliding window (0 or 1).
     Positions are rotated in the model, so the cache is told of none."""
-    layers, (heads, kv_heads, dim) = build.config.num_hidden_layers, cache_heads(build.config)
+    layers, (heads, kv_heads, dim) = build.config.num_hidden_layers, cache_heads(build)
     value_dim = build.config.kv_lora_rank if build.latent_cache else dim
     return TIRPagedKVCache(
         "mla" if build.latent_cache else "mha", *sizes, layer_partition=relax.ShapeExpr([0, layers]),
@@ -93,7 +95,7 @@ class _Mender(PyExprMutator):
             for place, kernel in _slots(self.build).items():
                 args[place] = relax.Tuple([] if kernel is None else [
                     tvm.ir.StringImm("tirx"), self.builder_.add_func(kernel, f"cache_slot_{place}")])
-            heads, _, dim = cache_heads(self.build.config)
+            heads, _, dim = cache_heads(self.build)
             merge = self.builder_.add_func(self.build.kernels.merge_state(
                 heads, self.build.config.kv_lora_rank if self.build.latent_cache else dim,
                 self.build.quantization.cache_dtype), "merge_state")
@@ -105,7 +107,7 @@ class _Mender(PyExprMutator):
 
 def _slots(build: Build) -> dict[int, tirx.PrimFunc | None]:
     """Our kernels for attention, by the place of the constructor's argument; None: there is none."""
-    kernels, sizes = build.kernels, (build.tiles, *cache_heads(build.config), build.quantization.cache_dtype)
+    kernels, sizes = build.kernels, (build.tiles, *cache_heads(build), build.quantization.cache_dtype)
     if build.latent_cache:
         c = build.config
         return {_RAGGED: kernels.ragged_prefill(*sizes, latent=c.kv_lora_rank), _LATENT: kernels.latent_prefill(

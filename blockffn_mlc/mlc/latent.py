@@ -36,7 +36,7 @@ class PagedLatentRows(nn.Module):
 
     def __init__(self, build: Build, attention: LatentAttention) -> None:
         c, kernels, tiles, self.build, self.attention = build.config, build.kernels, build.tiles, build, attention
-        heads, _, dim = cache_heads(c)
+        heads, _, dim = cache_heads(build)
         self.dtype = build.quantization.cache_dtype
         self.rows = kernels.latent_rows(
             tiles, heads, c.kv_lora_rank, c.qk_rope_head_dim, build.context_window, LATENT_NORM_EPS,
@@ -48,7 +48,7 @@ class PagedLatentRows(nn.Module):
 
     def forward(self, x: nn.Tensor, residual: nn.Tensor, positions: nn.Tensor, rope_table: nn.Tensor, span: Span,
                 layer: int) -> nn.Tensor:
-        c, n, own, (heads, _, dim) = self.build.config, x.shape[0], self.attention, cache_heads(self.build.config)
+        c, n, own, (heads, _, dim) = self.build.config, x.shape[0], self.attention, cache_heads(self.build)
         a = own.qkv_a_proj(x)
         query = call(own.query, "latent_query", [own.q_a_layernorm(a), own.q_up, own.k_up, positions, rope_table],
                      ((n, heads, dim), "float32"))

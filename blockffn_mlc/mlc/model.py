@@ -11,11 +11,10 @@ from tvm import relax, tirx
 from tvm.relax.frontend.nn import op, spec
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache
 
-from ..attention import GroupedQueryAttention, LatentAttention
-from ..config import LATENT_NORM_EPS
 from ..layers import Build, activation_spec, call
 from ..model import Model
-from .kv_cache import CREATE, cache_heads, create_cache
+from .heads import PagedExpanded, PagedHeads, PagedLatent
+from .kv_cache import CREATE, create_cache
 from .latent import PagedLatentRows, Span
 from .metadata import MAX_SEQUENCES
 from .sampler import SAMPLING_KINDS, SamplerFunctions, sampler_spec
@@ -28,61 +27,8 @@ _NEED_LATENTS = ("extend", "batch_extend")
 SIZES = ("max_batch_size", "max_total_seq_len", "prefill_chunk_size", "page_size", "support_sliding_window")
 
 
-class PagedHeads(nn.Module):
-    """Grouped-query attention over the paged cache, with the weights of our own."""
-
-    def __init__(self, build: Build, attention: GroupedQueryAttention) -> None:
-        c, self.build, self.attention = build.config, build, attention
-        self.shape, dtype = cache_heads(c), build.quantization.cache_dtype
-        heads, kv_heads, dim = self.shape
-        self.rotate = build.kernels.rope_heads(build.tiles, heads + kv_heads, kv_heads, dim, build.context_window,
-                                               dtype)
-        self.widen = None if dtype == "float32" else build.kernels.widen(build.tiles, heads * dim, dtype)
-
-    def forward(self, x: nn.Tensor, residual: nn.Tensor, positions: nn.Tensor, rope_table: nn.Tensor,
-                cache: PagedKVCache, layer: int) -> nn.Tensor:
-        n, (heads, kv_heads, dim) = x.shape[0], self.shape
-        qkv = call(self.rotate, "rope_heads", [self.attention.qkv_proj(x), positions, rope_table],
-                   ((n, heads + 2 * kv_heads, dim), self.build.quantization.cache_dtype))
-        values = _attend(cache, layer, qkv, heads, dim**-0.5)
-        values = op.reshape(values, (n, heads * dim))
-        if self.widen is not None:
-            values = call(self.widen, "widen", [values], ((n, heads * dim), "float32"))
-        return self.attention.o_proj(self.attention.encode(values), residual)
-
-
-class PagedLatent(nn.Module):
-    """Latent attention over a paged cache of the MHA kind, with the weights of our own: absorbed, it is attention with
-    one head of keys, latent | rotated key, whose values are the same rows. Twice the memory of a latent cache, but such
-    a cache exists on processors too, and can verify drafts."""
-
-    def __init__(self, build: Build, attention: LatentAttention) -> None:
-        c, kernels, tiles, self.build, self.attention = build.config, build.kernels, build.tiles, build, attention
-        self.shape, dtype, formats = cache_heads(c), build.quantization.cache_dtype, build.quantization
-        heads, _, dim = self.shape
-        self.join = kernels.latent_heads(
-            tiles, heads, c.kv_lora_rank, c.qk_rope_head_dim, build.context_window, LATENT_NORM_EPS,
-            x_width=c.q_lora_rank + dim, offset=c.q_lora_rank, weight_dtype=formats.model_dtype, dtype=dtype)
-        self.up = kernels.value_up(tiles, heads, c.kv_lora_rank, dim, c.head_dim, formats.weight_format, dtype,
-                                   build.activations)
-
-    def forward(self, x: nn.Tensor, residual: nn.Tensor, positions: nn.Tensor, rope_table: nn.Tensor,
-                cache: PagedKVCache, layer: int) -> nn.Tensor:
-        c, n, own, (heads, _, dim) = self.build.config, x.shape[0], self.attention, self.shape
-        a = own.qkv_a_proj(x)
-        query = call(own.query, "latent_query", [own.q_a_layernorm(a), own.q_up, own.k_up, positions, rope_table],
-                     ((n, heads, dim), "float32"))
-        qkv = call(self.join, "latent_heads", [query, a, own.kv_a_layernorm_weight, positions, rope_table],
-                   ((n, heads + 2, dim), self.build.quantization.cache_dtype))
-        values = call(self.up, "value_up", [_attend(cache, layer, qkv, heads, c.qk_head_dim**-0.5), own.v_up],
-                      ((n, heads * c.head_dim), "float32"))
-        return own.o_proj(own.encode(values), residual)
-
-
-def _attend(cache: PagedKVCache, layer: int, qkv: nn.Tensor, heads: int, scale: float) -> nn.Tensor:
-    """qkv [n, heads + 2 * kv_heads, dim] of the cache's type -> [n, heads, dim]."""
-    values = cache.attention_with_fused_qkv(layer, op.reshape(qkv, (1, *qkv.shape)), heads, scale)
-    return op.reshape(values, (qkv.shape[0], heads, qkv.shape[2]))
+# By the kind of MLC's cache, what attends to it: of models with latent attention; of others it is always PagedHeads.
+_LATENT_ATTENTION = {"mla": PagedLatentRows, "mqa": PagedLatent, "mha": PagedExpanded}
 
 
 class ServedModel(SamplerFunctions, Model):
@@ -92,7 +38,7 @@ class ServedModel(SamplerFunctions, Model):
         super().__init__(build)
         self.cache_build = build
         c, kernels, tiles = build.config, build.kernels, build.tiles
-        paged = PagedLatentRows if build.latent_cache else PagedLatent if c.is_mla else PagedHeads
+        paged = _LATENT_ATTENTION[build.mlc_cache] if c.is_mla else PagedHeads
         self.paged = [paged(build, layer.self_attn) for layer in self.layers]
         self.row_numbers = kernels.row_numbers()
         self.head_rows = kernels.encode(tiles, c.hidden_size, build.activations, scale=c.logit_scale)

@@ -32,7 +32,7 @@ class PluginModel(ServedModel):
     def create_paged_kv_cache(self, max_batch_size: tirx.Var, max_total_seq_len: tirx.Var,
                               prefill_chunk_size: tirx.Var, page_size: tirx.Var,
                               support_sliding_window: tirx.Var) -> PagedKVCache:
-        heads, kv_heads, dim = cache_heads(self.build.config)
+        heads, kv_heads, dim = cache_heads(self.build)
         return self.create_generic(
             attn_kind="mha", max_batch_size=max_batch_size, max_total_seq_len=max_total_seq_len,
             prefill_chunk_size=prefill_chunk_size, page_size=page_size, support_sliding_window=support_sliding_window,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from schedules import activations, q4
-from schedules.layout import FLOAT_FORMATS, unpack_rows
+from schedules import activations
+from schedules.q4 import unpacked
 
 from .bounds import Bound, Written
 
@@ -77,13 +77,6 @@ def written(expected: np.ndarray, bound: Bound) -> Written:
 def same(expected: np.ndarray) -> Written:
     """A result of which every bit is known."""
     return Written(expected.shape, expected.dtype.name, expected)
-
-
-def unpacked(stored: np.ndarray, weight_format: str, outputs: int, inputs: int) -> np.ndarray:
-    """A stored matrix as float [..., outputs, inputs]."""
-    if weight_format in FLOAT_FORMATS:
-        return unpack_rows(stored, outputs)
-    return q4.dequantize(*q4.unpack(stored, outputs, inputs, weight_format))
 
 
 def poisoned_experts(stored: np.ndarray, experts: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from .cache import append_heads, append_latent, commit
 from .embedding import embedding
 from .encode import encode
 from .gated_silu import gated_silu
+from .heads import expanded_heads, latent_heads, rope_heads, value_up, widen
 from .latent_query import latent_query
-from .linear import linear
+from .linear import linear, linear_heads
 from .norm import rms_norm
 from .rope import rope_query
 from .router import router
@@ -18,14 +19,10 @@ from .serving import (
     apply_logit_bias,
     apply_penalty,
     gather_rows,
-    latent_heads,
-    rope_heads,
     row_numbers,
     scatter_rows,
     softmax_with_temperature,
-    value_up,
     whole_vocabulary,
-    widen,
 )
 from .sparse_down import sparse_down
 from .sparse_up import sparse_up
@@ -35,7 +32,7 @@ from .union import union
 FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 
 __all__ = ["FORMATS", "ORIGIN", "accept", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias",
-           "apply_penalty", "attention", "commit", "embedding", "encode", "gated_silu", "gather_rows", "latent_heads",
-           "latent_query", "linear", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "scatter_rows",
-           "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union", "value_up", "whole_vocabulary",
-           "widen"]
+           "apply_penalty", "attention", "commit", "embedding", "encode", "expanded_heads", "gated_silu", "gather_rows",
+           "latent_heads", "latent_query", "linear", "linear_heads", "rms_norm", "rope_heads", "rope_query", "router",
+           "row_numbers", "scatter_rows", "softmax_with_temperature", "sparse_down", "sparse_up", "top_k", "union",
+           "value_up", "whole_vocabulary", "widen"]

@@ -48,3 +48,31 @@ def linear(tiles: CpuTiles, inputs: int, outputs: int, weight_format: str = "flo
 
             over_token_tiles(n, w.token_tiles, emit)
     return k.func
+
+
+@factory
+def linear_heads(tiles: CpuTiles, heads: int, inputs: int, outputs: int, weight_format: str = "float32",
+                 activations: str = "f32") -> tvm.tirx.PrimFunc:
+    """y[t, h * outputs + o] = sum_k x[t, k] * w[h, o, k]: every head's matrix times the same rows.
+
+    Parameters: x [n, inputs] as ``activations``; w [heads, outputs, inputs] stored as ``weight_format``; y f32
+    [n, heads * outputs].
+    """
+    with kernel(__name__) as k:
+        n = k.rows_var()
+        x = rows(k, tiles, activations, (n,), inputs)
+        w = matrix(k, tiles, weight_format, (heads, outputs, inputs), tiles.output_tile, activations)
+        y = k.tensor((n, heads * outputs))
+
+        with T.parallel(0, T.int64(heads)) as head:
+
+            def emit(tile: list[Any]) -> None:
+                with T.serial(0, w.count) as part:
+                    acc = w.registers(len(tile))
+                    w.accumulate(acc, (head, part), [x.row(row) for row in tile], (head, w.following(part)))
+                    for row, registers in zip(tile, acc):
+                        w.finish(registers, part, lambda value, i, lanes: store(
+                            y, value, row, head * outputs + i, lanes=lanes))
+
+            over_token_tiles(n, w.token_tiles, emit)
+    return k.func

@@ -15,8 +15,8 @@ from .vector import Read, Register, load, over_rows, rsqrt, splat, sum_over
 
 @factory
 def rms_norm(tiles: CpuTiles, width: int, eps: float, dtype: str = "float32", activations: str = "f32", *,
-             x_width: int = 0, scale: float = 1.0, gather: bool = False) -> tvm.tirx.PrimFunc:
-    """y = x / sqrt(mean(x^2) + eps) * weight * scale over the first ``width`` columns of a row.
+             x_width: int = 0, offset: int = 0, scale: float = 1.0, gather: bool = False) -> tvm.tirx.PrimFunc:
+    """y = x / sqrt(mean(x^2) + eps) * weight * scale over the ``width`` columns of a row from ``offset`` on.
 
     Parameters: x f32 [n, x_width or width]; weight ``dtype`` [width]; picked int32 [m] if ``gather``
     (row r of y comes from row picked[r] of x); y [n or m, width] as ``activations``.
@@ -31,7 +31,7 @@ def rms_norm(tiles: CpuTiles, width: int, eps: float, dtype: str = "float32", ac
 
         def body(row: Any) -> None:
             source = T.cast(picked[row], "int64") if gather else row
-            normed = normed_row(tiles, width, eps, lambda i, lanes: load(x, source, i, lanes=lanes), weight)
+            normed = normed_row(tiles, width, eps, lambda i, lanes: load(x, source, offset + i, lanes=lanes), weight)
             y.write((row,), normed if scale == 1.0 else lambda i, lanes: normed(i, lanes) * splat(scale, lanes))
 
         over_rows(m, tiles.parallel_rows, body)

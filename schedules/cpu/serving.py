@@ -12,11 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import choose, factory, kernel, when
 from ..serving import COLD, MASKED, WORD_BITS
 from ..tiles import CpuTiles
-from .matrix import matrix
-from .norm import normed_row
-from .rope import rotate
-from .rows import FloatRows, encoded
-from .vector import Register, exp, for_lanes, load, over_rows, over_token_tiles, splat, store, sum_over, vector
+from .vector import Register, exp, for_lanes, load, over_rows, splat, store, sum_over, vector
 
 
 @factory
@@ -28,115 +24,6 @@ def row_numbers() -> tvm.tirx.PrimFunc:
         rows = k.tensor((m,), "int32")
         with T.serial(0, m) as i:
             T.buffer_store(rows, T.cast(first + i, "int32"), [i])
-    return k.func
-
-
-@factory
-def rope_heads(tiles: CpuTiles, rotated: int, kept: int, dim: int, positions: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """The first ``rotated`` heads rotated, the ``kept`` ones behind them as they are.
-
-    Parameters: x f32 [n, (rotated + kept) * dim]; pos int32 [n]; table f32 [positions, dim] (cos, then sin);
-    y ``dtype`` [n, rotated + kept, dim].
-    """
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        x = k.tensor((n, (rotated + kept) * dim))
-        pos = k.tensor((n,), "int32")
-        table = k.tensor((positions, dim))
-        y = k.tensor((n, rotated + kept, dim), dtype)
-
-        def body(row: Any) -> None:
-            with T.serial(0, rotated) as head:
-                rotate(tiles, dim, table, T.cast(pos[row], "int64"),
-                       lambda i, lanes: load(x, row, head * dim + i, lanes=lanes),
-                       lambda value, i, lanes: store(y, value, row, head, i, lanes=lanes))
-            with T.serial(rotated, rotated + kept) as head:
-                for_lanes(dim, tiles.lanes, lambda i, lanes: store(
-                    y, load(x, row, head * dim + i, lanes=lanes), row, head, i, lanes=lanes))
-
-        over_rows(n, tiles.parallel_rows, body)
-    return k.func
-
-
-@factory
-def latent_heads(tiles: CpuTiles, heads: int, latent: int, rope: int, positions: int, eps: float, *, x_width: int,
-                 offset: int, weight_dtype: str, dtype: str) -> tvm.tirx.PrimFunc:
-    """MLA as attention with one head of keys: queries, then the key rms_norm(x[t, offset:][:latent]) * weight |
-    rope(x[t, offset + latent:][:rope]), then the same as the value, of which the first ``latent`` columns count.
-
-    Parameters: q f32 [n, heads, latent + rope]; x f32 [n, x_width]; weight ``weight_dtype`` [latent]; pos int32 [n];
-    table f32 [positions, rope] (cos, then sin); y ``dtype`` [n, heads + 2, latent + rope].
-    """
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        q = k.tensor((n, heads, latent + rope))
-        x = k.tensor((n, x_width))
-        weight = k.tensor((latent,), weight_dtype)
-        pos = k.tensor((n,), "int32")
-        table = k.tensor((positions, rope))
-        y = k.tensor((n, heads + 2, latent + rope), dtype)
-
-        def body(row: Any) -> None:
-            with T.serial(0, heads) as head:
-                for_lanes(latent + rope, tiles.lanes, lambda i, lanes: store(
-                    y, load(q, row, head, i, lanes=lanes), row, head, i, lanes=lanes))
-
-            def both(value: Any, i: Any, lanes: int) -> None:
-                held = Register(lanes, value).get()
-                for head in (heads, heads + 1):
-                    store(y, held, row, head, i, lanes=lanes)
-
-            normed = normed_row(tiles, latent, eps, lambda i, lanes: load(x, row, offset + i, lanes=lanes), weight)
-            for_lanes(latent, tiles.lanes, lambda i, lanes: both(normed(i, lanes), i, lanes))
-            rotate(tiles, rope, table, T.cast(pos[row], "int64"),
-                   lambda i, lanes: load(x, row, offset + latent + i, lanes=lanes),
-                   lambda value, i, lanes: both(value, latent + i, lanes))
-
-        over_rows(n, tiles.parallel_rows, body)
-    return k.func
-
-
-@factory
-def value_up(tiles: CpuTiles, heads: int, latent: int, width: int, v_dim: int, weight_format: str, dtype: str,
-             activations: str = "f32") -> tvm.tirx.PrimFunc:
-    """y[t, h] = v_up[h] x[t, h, :latent].
-
-    Parameters: x ``dtype`` [n, heads, width]; v_up [heads, v_dim, latent] stored as ``weight_format``; y f32
-    [n, heads * v_dim].
-    """
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        x = k.tensor((n, heads, width), dtype)
-        v_up = matrix(k, tiles, weight_format, (heads, v_dim, latent), tiles.output_tile, activations)
-        y = k.tensor((n, heads * v_dim))
-
-        with T.parallel(0, T.int64(heads)) as head:
-            own = FloatRows(tiles, T.alloc_buffer((v_up.token_tiles[-1], latent), "float32"), latent)
-
-            def emit(tile: list[Any]) -> None:
-                for t, row in enumerate(tile):
-                    own.write((t,), lambda i, lanes: load(x, row, head, i, lanes=lanes))
-                values = encoded(own, activations, len(tile), latent)
-                with T.serial(0, v_up.count) as part:
-                    acc = v_up.registers(len(tile))
-                    v_up.accumulate(acc, (head, part), [values.row(t) for t in range(len(tile))], (head, part + 1))
-                    for row, registers in zip(tile, acc):
-                        v_up.finish(registers, part, lambda value, i, lanes: store(
-                            y, value, row, head * v_dim + i, lanes=lanes))
-
-            over_token_tiles(n, v_up.token_tiles, emit)
-    return k.func
-
-
-@factory
-def widen(tiles: CpuTiles, width: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """y = x as float32. Parameters: x ``dtype`` [n, width]; y f32 [n, width]."""
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        x = k.tensor((n, width), dtype)
-        y = k.tensor((n, width))
-        over_rows(n, tiles.parallel_rows, lambda row: for_lanes(
-            width, tiles.lanes, lambda i, lanes: store(y, load(x, row, i, lanes=lanes), row, i, lanes=lanes)))
     return k.func
 
 

@@ -57,6 +57,33 @@ def linear(tiles: GpuTiles, inputs: int, outputs: int, weight_format: str = "flo
     return k.func
 
 
+@factory
+def linear_heads(tiles: GpuTiles, heads: int, inputs: int, outputs: int, weight_format: str = "float32",
+                 activations: str = "f32") -> tvm.tirx.PrimFunc:
+    """y[t, h * outputs + o] = sum_k x[t, k] * w[h, o, k]; parameters as the CPU kernel's. A work-group computes a tile
+    of a head's outputs for a tile of tokens."""
+    with kernel(__name__) as k:
+        n = k.rows_var()
+        x = k.tensor((n, inputs))
+        w = matrix(k, tiles, weight_format, (heads, outputs, inputs))
+        y = k.tensor((n, heads * outputs))
+
+        def emit(variant: Variant) -> None:
+            groups = ceil_div(n, variant.tokens), w.tiles, heads  # those that read the same weights are neighbours
+            with launch(groups, (LANES, tiles.slices)) as ((block, tile, head), (lane, part)):
+                first, output = block * variant.tokens, w.output(tile, lane)
+                multiplier = product(tiles, variant, w, lane, part)
+
+                def write(t: Any, value: Any) -> None:
+                    with when(T.And(w.owns(tile, lane), first + t < n)):
+                        T.buffer_store(y, value, [first + t, head * outputs + output])
+
+                multiplier.multiply(w, (head,), tile, token_rows(x, first, multiplier.rows, n), write)
+
+        by_tokens(n, variants(tiles, w, tensor=multiplies(tiles, w)), emit)
+    return k.func
+
+
 def token_rows(x: T.Buffer, first: Any, offsets: Sequence[Any], n: Any) -> list[Row]:
     """Rows first + offset of x [n, width]; row ``first`` exists."""
     return [Row(x, (first + t,), None if isinstance(t, int) and t == 0 else first + t < n) for t in offsets]

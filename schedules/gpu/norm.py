@@ -15,9 +15,9 @@ from .grid import Local, float32, kernel, launch, strided, total
 
 @factory
 def rms_norm(tiles: GpuTiles, width: int, eps: float, dtype: str = "float32", activations: str = "f32", *,
-             x_width: int = 0, scale: float = 1.0, gather: bool = False) -> tvm.tirx.PrimFunc:
-    """y = x / sqrt(mean(x^2) + eps) * weight * scale over the first ``width`` columns of a row; parameters as the CPU
-    kernel's. A work-group takes a row."""
+             x_width: int = 0, offset: int = 0, scale: float = 1.0, gather: bool = False) -> tvm.tirx.PrimFunc:
+    """y = x / sqrt(mean(x^2) + eps) * weight * scale over the ``width`` columns of a row from ``offset`` on;
+    parameters as the CPU kernel's. A work-group takes a row."""
     with kernel(__name__) as k:
         n = k.rows_var()
         x = k.tensor((n, x_width or width))
@@ -28,9 +28,9 @@ def rms_norm(tiles: GpuTiles, width: int, eps: float, dtype: str = "float32", ac
 
         with launch((m,), (tiles.items,)) as ((row,), (item,)):
             source = T.bind(picked[row]) if gather else row
-            factor = norm_factor(tiles, item, width, eps, lambda i: x[source, i])
+            factor = norm_factor(tiles, item, width, eps, lambda i: x[source, offset + i])
             strided(item, width, tiles.items, lambda i: T.buffer_store(
-                y, x[source, i] * factor * float32(weight[i]) * T.float32(scale), [row, i]))
+                y, x[source, offset + i] * factor * float32(weight[i]) * T.float32(scale), [row, i]))
     return k.func
 
 

@@ -1,5 +1,5 @@
-"""What MLC's engine asks of a library around the model: rows to look at, heads for its cache, probabilities, penalties
-(MLC contract, section 1.2)."""
+"""What MLC's engine asks of a library around the model: rows to look at, probabilities, penalties (MLC contract,
+section 1.2)."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ from tvm.script.ir_builder import tirx as T
 from ..builder import factory, when
 from ..serving import COLD, MASKED, WORD_BITS
 from ..tiles import GpuTiles
-from .grid import Local, barrier, ceil_div, float32, kernel, launch, reduce, shared, strided, total
-from .latent_query import project
-from .matrix import LANES, Row, matrix
-from .norm import norm_factor
-from .product import Product, Variant
-from .rope import rotate
+from .grid import Local, barrier, ceil_div, kernel, launch, reduce, strided, total
+from .matrix import LANES
 
 
 @factory
@@ -30,91 +26,6 @@ def row_numbers() -> tvm.tirx.PrimFunc:
             i = T.bind(part * LANES + lane)
             with when(i < m):
                 T.buffer_store(rows, first + i, [i])
-    return k.func
-
-
-@factory
-def rope_heads(tiles: GpuTiles, rotated: int, kept: int, dim: int, positions: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """The first ``rotated`` heads rotated, the ``kept`` ones behind them as they are; parameters as the CPU kernel's. A
-    work-group takes a head of a token."""
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        x = k.tensor((n, (rotated + kept) * dim))
-        pos = k.tensor((n,), "int32")
-        table = k.tensor((positions, dim))
-        y = k.tensor((n, rotated + kept, dim), dtype)
-
-        with launch((rotated + kept, n), (LANES,)) as ((head, row), (item,)):
-            def write(value: Any, i: Any) -> None:
-                T.buffer_store(y, T.cast(value, dtype), [row, head, i])
-
-            with when(head < rotated):
-                rotate(item, LANES, dim, table, T.bind(pos[row]), lambda i: x[row, head * dim + i], write)
-            with when(head >= rotated):
-                strided(item, dim, LANES, lambda i: write(x[row, head * dim + i], i))
-    return k.func
-
-
-@factory
-def latent_heads(tiles: GpuTiles, heads: int, latent: int, rope: int, positions: int, eps: float, *, x_width: int,
-                 offset: int, weight_dtype: str, dtype: str) -> tvm.tirx.PrimFunc:
-    """MLA as attention with one head of keys; parameters as the CPU kernel's. A work-group takes a token."""
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        q = k.tensor((n, heads, latent + rope))
-        x = k.tensor((n, x_width))
-        weight = k.tensor((latent,), weight_dtype)
-        pos = k.tensor((n,), "int32")
-        table = k.tensor((positions, rope))
-        y = k.tensor((n, heads + 2, latent + rope), dtype)
-
-        with launch((n,), (tiles.items,)) as ((row,), (item,)):
-            def write(head: Any, value: Any, i: Any) -> None:
-                T.buffer_store(y, T.cast(value, dtype), [row, head, i])
-
-            def both(value: Any, i: Any) -> None:
-                value = T.bind(value)
-                for head in (heads, heads + 1):
-                    write(head, value, i)
-
-            factor = norm_factor(tiles, item, latent, eps, lambda i: x[row, offset + i])
-            with T.serial(0, heads) as head:
-                strided(item, latent + rope, tiles.items, lambda i: write(head, q[row, head, i], i))
-            strided(item, latent, tiles.items, lambda i: both(x[row, offset + i] * factor * float32(weight[i]), i))
-            rotate(item, tiles.items, rope, table, T.bind(pos[row]), lambda i: x[row, offset + latent + i],
-                   lambda value, i: both(value, latent + i))
-    return k.func
-
-
-@factory
-def value_up(tiles: GpuTiles, heads: int, latent: int, width: int, v_dim: int, weight_format: str, dtype: str,
-             activations: str = "f32") -> tvm.tirx.PrimFunc:
-    """y[t, h] = v_up[h] x[t, h, :latent]; parameters as the CPU kernel's. A work-group takes a head of a token."""
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        x = k.tensor((n, heads, width), dtype)
-        v_up = matrix(k, tiles, weight_format, (heads, v_dim, latent))
-        y = k.tensor((n, heads * v_dim))
-
-        with launch((heads, n), (LANES, tiles.slices)) as ((head, row), (lane, part)):
-            product, own = Product(tiles, Variant(1), v_up, lane, part), shared((1, latent))
-            strided(T.bind(part * LANES + lane), latent, tiles.items,
-                    lambda i: T.buffer_store(own, float32(x[row, head, i]), [0, i]))
-            barrier()
-            project(product, v_up, (head,), [Row(own, (0,))], lane,
-                    lambda t, value, i: T.buffer_store(y, value, [row, head * v_dim + i]))
-    return k.func
-
-
-@factory
-def widen(tiles: GpuTiles, width: int, dtype: str) -> tvm.tirx.PrimFunc:
-    """y = x as float32; parameters as the CPU kernel's."""
-    with kernel(__name__) as k:
-        n = k.rows_var()
-        x = k.tensor((n, width), dtype)
-        y = k.tensor((n, width))
-        with launch((n,), (tiles.items,)) as ((row,), (item,)):
-            strided(item, width, tiles.items, lambda i: T.buffer_store(y, float32(x[row, i]), [row, i]))
     return k.func
 
 

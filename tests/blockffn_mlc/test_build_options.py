@@ -4,19 +4,27 @@ import json
 import os
 import platform
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import checkpoints
+import numpy as np
 import pytest
 from building import build
 from checkpoints import MLA
 
 import build as command
 from blockffn_mlc import builder
+from blockffn_mlc.checkpoint import open_checkpoint
 from blockffn_mlc.checkpoint.draft import Draft
 from blockffn_mlc.draft_config import DraftConfig
+from blockffn_mlc.layers import READ
 from blockffn_mlc.mlc.kv_cache import cache_bytes
+from schedules import q4
+from schedules.layout import unpack_rows
 from targets import find_target
 
+WIDE_VALUES = replace(MLA, qk_nope_head_dim=16)
 GQA = Path(__file__).resolve().parents[1] / "golden" / "gqa_block_linear"
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine lacks x86 instructions")
 
@@ -32,8 +40,10 @@ x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine la
     (["--model", "huge@random"], 1, ["huge", "xlarge"]),
     (["--context-window", "99999999"], 1, ["--context-window", "max_position_embeddings"]),
     (["--prefill-chunk", "100000"], 1, ["--prefill-chunk", "context window"]),
-    (["--mlc-cache", "mla"], 1, ["--mlc-cache mla", "--mlc-cache mha"]),
+    (["--mlc-cache", "mla"], 1, ["--mlc-cache mla", "--mlc-cache mqa"]),
     (["--mlc-cache", "mla", "--model", GQA, "--target", "opencl"], 1, ["--mlc-cache mla", "no latent attention"]),
+    (["--mlc-cache", "mqa", "--model", GQA], 1, ["--mlc-cache mqa", "no latent attention", "of the kind mha"]),
+    (["--mlc-cache", "gqa"], 2, ["--mlc-cache", "mqa"]),
     (["--jobs", "0"], 2, ["--jobs"]),
     (["--activations", "int4"], 2, ["--activations", "int8x2"]),
     (["--no-such-option"], 2, ["--no-such-option"]),
@@ -92,14 +102,31 @@ def test_the_default_folder_names_what_was_chosen(options, name, checkpoint, tmp
     assert result.returncode == 1 and name in result.stderr
 
 
-@pytest.mark.parametrize(("target", "given", "draft", "kind"), [
-    ("cpu", None, False, "mha"), ("opencl", None, True, "mha"), ("opencl", "mla", True, "mla")])
-def test_the_choice_of_mlcs_cache(target, given, draft, kind):
-    """The MLA kind is the smaller one, but MLC's engine verifies no drafts with it: then there is no draft for it."""
+@pytest.mark.parametrize(("config", "target", "given", "draft", "kind"), [
+    (MLA, "cpu", None, False, "mqa"), (MLA, "opencl", None, True, "mqa"), (MLA, "opencl", "mla", True, "mla"),
+    (MLA, "cpu", "mha", True, "mha"), (WIDE_VALUES, "opencl", "mha", False, "mha"),
+    (checkpoints.GQA, "cpu", None, True, "mha")])
+def test_the_choice_of_mlcs_cache(config, target, given, draft, kind):
+    """The MLA kind is the smallest one, but MLC's engine verifies no drafts with it: then there is no draft for it."""
     drafted = Draft(DraftConfig(64, 2, 96, 4, 2, 16), True, tuple(range(9, 40))) if draft else None
-    plan = builder.make_plan(MLA, find_target(target), "q0f32", 64, 32, draft=drafted, mlc=True, mlc_cache=given)
-    functions = plan.graph.functions()
-    assert plan.build.mlc_cache == kind and (plan.draft is not None) == (draft and kind == "mha")
-    assert ("extend" in functions) == (kind == "mla") and ("batch_verify" in functions) == (kind == "mha")
-    assert cache_bytes(plan.build) * (2 if kind == "mla" else 1) == 2 * 64 * 4 * MLA.num_hidden_layers * (
-        MLA.kv_lora_rank + MLA.qk_rope_head_dim)
+    plan = builder.make_plan(config, find_target(target), "q4f32_1", 64, 32, draft=drafted, mlc=True, mlc_cache=given)
+    functions, weights = plan.graph.functions(), [name for name, _ in plan.graph.parameters if "key_up" in name]
+    latent, heads = config.kv_lora_rank + config.qk_rope_head_dim, config.num_attention_heads
+    assert plan.build.mlc_cache == kind and (plan.draft is not None) == (draft and kind != "mla")
+    assert ("extend" in functions) == (kind == "mla") and ("batch_verify" in functions) == (kind != "mla")
+    assert len(weights) == (config.num_hidden_layers if config.is_mla and kind == "mha" else 0)
+    row = {"mla": latent, "mqa": 2 * latent, "mha": 2 * heads * max(config.qk_head_dim, config.head_dim)}[kind]
+    if not config.is_mla:
+        row = 2 * config.num_key_value_heads * config.head_dim
+    assert cache_bytes(plan.build) == 64 * 4 * config.num_hidden_layers * row
+
+
+def test_keys_of_every_head_are_of_the_absorbed_matrix(checkpoint):
+    """In four bits too, where its groups lie the other way: so all kinds of cache compute the same."""
+    plan = builder.make_plan(MLA, find_target("cpu"), "q4f16_1", 64, 32, activation_format="f32", mlc=True,
+                             mlc_cache="mha")
+    source, parameters = open_checkpoint(checkpoint), dict(plan.graph.parameters)
+    k_up, key_up = (parameters[f"layers.1.self_attn.{name}"].attrs[READ](source) for name in ("k_up", "key_up"))
+    absorbed = q4.unpacked(k_up, "q4f16_1", MLA.kv_lora_rank, MLA.qk_nope_head_dim)
+    assert key_up.dtype == np.float16 and np.array_equal(
+        unpack_rows(key_up, MLA.qk_nope_head_dim), absorbed.astype(np.float16).swapaxes(1, 2))

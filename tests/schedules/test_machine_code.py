@@ -40,12 +40,14 @@ KERNELS = {
     "commit": lambda t, d, a: cpu.commit(t, 64, 2, 128, d),
     "embedding": lambda t, d, a: cpu.embedding(t, 97, 64, d, 12.0),
     "encode": lambda t, d, a: cpu.encode(t, 96, a),
+    "expanded_heads": lambda t, d, a: cpu.expanded_heads(t, 2, 64, 64, 96, 64, x_width=224, offset=160, dtype=d),
     "gated_silu": lambda t, d, a: cpu.gated_silu(t, 96, a),
     "gather_rows": lambda t, d, a: cpu.gather_rows(t, 96, d),
     "latent_heads": lambda t, d, a: cpu.latent_heads(t, 2, 64, 64, 64, 1e-6, x_width=224, offset=96, weight_dtype=d,
                                                      dtype=d),
     "latent_query": lambda t, d, a: cpu.latent_query(t, 2, 96, 64, 32, 64, 64, _format(d, a), a),
     "linear": lambda t, d, a: cpu.linear(t, 96, 97, _format(d, a), a, bias_dtype=d, residual_scale=0.5),
+    "linear_heads": lambda t, d, a: cpu.linear_heads(t, 2, 96, 97, _format(d, a), a),
     "rms_norm": lambda t, d, a: cpu.rms_norm(t, 96, 1e-5, d, a),
     "rope_heads": lambda t, d, a: cpu.rope_heads(t, 4, 2, 64, 64, d),
     "rope_query": lambda t, d, a: cpu.rope_query(t, 2, 64, 64, x_width=384),
@@ -59,15 +61,15 @@ KERNELS = {
     "union": lambda t, d, a: cpu.union(20),
     "value_up": lambda t, d, a: cpu.value_up(t, 2, 64, 96, 96, _format(d, a), d, a),
     "whole_vocabulary": lambda t, d, a: cpu.whole_vocabulary(t, 300, 96),
-    "widen": lambda t, d, a: cpu.widen(t, 96, d),
+    "widen": lambda t, d, a: cpu.widen(t, 2, 96, 64, d),
     "value_projection": lambda t, d, a: cpu.attention(
         t, 4, 1, 64, key_dim=96, value_offset=0, value_dim=64, width=96, scale=0.1, cache_dtype=d, v_dim=32,
         weight_format=_format(d, a), activations=a),
 }
 NO_ARITHMETIC = {"apply_bitmask", "apply_logit_bias", "apply_penalty", "commit", "embedding", "gather_rows",
                  "row_numbers", "scatter_rows", "union", "whole_vocabulary", "widen"}
-CODES = {"encode", "gated_silu", "latent_query", "linear", "rms_norm", "router", "sparse_down", "sparse_up",
-         "value_projection", "value_up"}
+CODES = {"encode", "gated_silu", "latent_query", "linear", "linear_heads", "rms_norm", "router", "sparse_down",
+         "sparse_up", "value_projection", "value_up"}
 DOTS = CODES - {"encode", "gated_silu", "rms_norm", "router"}
 
 

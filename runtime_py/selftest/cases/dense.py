@@ -9,9 +9,10 @@ import numpy as np
 
 from schedules import twins
 from schedules.layout import Q4_BLOCK
+from schedules.q4 import unpacked
 
 from ..bounds import Bound
-from ..subject import Subject, unpacked, written
+from ..subject import Subject, written
 
 _ROWS = 8192  # of a matrix that are float64 at a time
 
@@ -33,6 +34,14 @@ def linear(k: Subject, n: int) -> Iterator[list[Any]]:
         y = residual[0] + p.residual_scale * y
     stored = [k.stored(place) for place in range(1, 1 + len(blocks))]
     yield [x, *stored, *bias, *residual, written(y, Bound.exact(p.inputs))]
+
+
+def linear_heads(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, w -> y."""
+    p = k.p
+    x, values = k.rows(n, p.inputs)
+    y = twins.linear_heads(values[:, None], k.matrix(1, p.weight_format, p.outputs, p.inputs)).reshape(n, -1)
+    yield [x, k.stored(1), written(y, Bound.exact(p.inputs))]
 
 
 def embedding(k: Subject, n: int) -> Iterator[list[Any]]:

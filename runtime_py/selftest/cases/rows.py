@@ -17,7 +17,7 @@ def rms_norm(k: Subject, n: int) -> Iterator[list[Any]]:
     """x, weight, picked if rows are gathered -> y."""
     p = k.p
     x, weight = k.normal(n, p.x_width or p.width), k.stored(1)
-    y = twins.rms_norm(x[:, :p.width], weight, p.eps, p.scale)
+    y = twins.rms_norm(x[:, p.offset:p.offset + p.width], weight, p.eps, p.scale)
     for picked in _gathers(k, n):
         yield [x, weight, *picked, written_rows(_gather(y, picked), p.activations, Bound.exact(p.width))]
 

@@ -38,6 +38,16 @@ def latent_heads(k: Subject, n: int) -> Iterator[list[Any]]:
     yield [q, x, weight, pos, table, Written(expected.shape, p.dtype, expected, Bound.stored(p.dtype, p.latent))]
 
 
+def expanded_heads(k: Subject, n: int) -> Iterator[list[Any]]:
+    """q, keys, values, x, pos, table -> y."""
+    p, table = k.p, k.stored(5)
+    q, keys, values = (k.normal(n, p.heads * width) for width in (p.nope + p.rope, p.nope, p.v_dim))
+    x, pos = k.normal(n, p.x_width), k.integers(p.positions, n)
+    expected = twins.expanded_heads(*(tensor.reshape(n, p.heads, -1) for tensor in (q, keys, values)),
+                                    x[:, p.offset:p.offset + p.rope], pos, table)
+    yield [q, keys, values, x, pos, table, Written(expected.shape, p.dtype, expected, Bound.stored(p.dtype))]
+
+
 def value_up(k: Subject, n: int) -> Iterator[list[Any]]:
     """x, v_up -> y."""
     p = k.p
@@ -49,8 +59,9 @@ def value_up(k: Subject, n: int) -> Iterator[list[Any]]:
 
 def widen(k: Subject, n: int) -> Iterator[list[Any]]:
     """x -> y."""
-    x = k.normal(n, k.p.width, dtype=k.p.dtype)
-    yield [x, same(x.astype(np.float32))]
+    p = k.p
+    x = k.normal(n, p.heads, p.width, dtype=p.dtype)
+    yield [x, same(x[..., :p.kept].astype(np.float32).reshape(n, -1))]
 
 
 def softmax_with_temperature(k: Subject, n: int) -> Iterator[list[Any]]:
