@@ -69,7 +69,7 @@ def kernels(tiles: GpuTiles) -> dict[str, Built]:
                                   (GQA, None, FORMATS[:2])):
         source = _model(replace(config, **_SIZES))
         for weight_format in formats:
-            with _no_stock_kernels():
+            with no_stock_kernels():
                 plan = make_plan(source.config, target, weight_format, _WINDOW, _CHUNK,
                                  draft=source.draft if kind in ("mqa", None) else None, mlc=True, mlc_cache=kind)
             for graph in filter(None, (plan.graph, plan.draft and plan.draft.graph)):
@@ -83,7 +83,7 @@ def kernels(tiles: GpuTiles) -> dict[str, Built]:
 
 
 @contextmanager
-def _no_stock_kernels() -> Iterator[None]:
+def no_stock_kernels() -> Iterator[None]:
     """Without the kernels of TVM's own cache, which take long to make and are not ours."""
     with kernel(__name__) as k:
         k.tensor((1,))

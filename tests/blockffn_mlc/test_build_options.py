@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from building import build
 from checkpoints import MLA
+from gpu_kernels import no_stock_kernels
 
 import build as command
 from blockffn_mlc import builder
@@ -109,7 +110,9 @@ def test_the_default_folder_names_what_was_chosen(options, name, checkpoint, tmp
 def test_the_choice_of_mlcs_cache(config, target, given, draft, kind):
     """The MLA kind is the smallest one, but MLC's engine verifies no drafts with it: then there is no draft for it."""
     drafted = Draft(DraftConfig(64, 2, 96, 4, 2, 16), True, tuple(range(9, 40))) if draft else None
-    plan = builder.make_plan(config, find_target(target), "q4f32_1", 64, 32, draft=drafted, mlc=True, mlc_cache=given)
+    with no_stock_kernels():
+        plan = builder.make_plan(config, find_target(target), "q4f32_1", 64, 32, draft=drafted, mlc=True,
+                                 mlc_cache=given)
     functions, weights = plan.graph.functions(), [name for name, _ in plan.graph.parameters if "key_up" in name]
     latent, heads = config.kv_lora_rank + config.qk_rope_head_dim, config.num_attention_heads
     assert plan.build.mlc_cache == kind and (plan.draft is not None) == (draft and kind != "mla")
@@ -123,8 +126,9 @@ def test_the_choice_of_mlcs_cache(config, target, given, draft, kind):
 
 def test_keys_of_every_head_are_of_the_absorbed_matrix(checkpoint):
     """In four bits too, where its groups lie the other way: so all kinds of cache compute the same."""
-    plan = builder.make_plan(MLA, find_target("cpu"), "q4f16_1", 64, 32, activation_format="f32", mlc=True,
-                             mlc_cache="mha")
+    with no_stock_kernels():
+        plan = builder.make_plan(MLA, find_target("cpu"), "q4f16_1", 64, 32, activation_format="f32", mlc=True,
+                                 mlc_cache="mha")
     source, parameters = open_checkpoint(checkpoint), dict(plan.graph.parameters)
     k_up, key_up = (parameters[f"layers.1.self_attn.{name}"].attrs[READ](source) for name in ("k_up", "key_up"))
     absorbed = q4.unpacked(k_up, "q4f16_1", MLA.kv_lora_rank, MLA.qk_nope_head_dim)
