@@ -6,9 +6,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
+
+from runtime_py.rpc import connection
+from runtime_py.rpc.client import connect
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 
@@ -82,3 +86,26 @@ def children(pid):
         return [int(child) for child in path.read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def until(condition):
+    """Wait for it, a minute at most."""
+    deadline = time.monotonic() + 60
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def wait_for_a_turn(address, monkeypatch):
+    """A second client of a server waits until the first leaves, and is told."""
+    monkeypatch.setattr(connection, "_PATIENCE", 0.2)
+    said, got = [], []
+    first = connect(address, "/")
+    second = threading.Thread(target=lambda: got.append(connection.Connection(address, said.append)))
+    second.start()
+    until(lambda: said)
+    assert said == [f"{address} does not answer yet: a server serves one client at a time, and may be busy with "
+                    "another; waiting (Ctrl-C ends it)"] and not got
+    first.close()
+    second.join(60)
+    assert got[0].function("tvm.rpc.server.upload") is not None
+    got[0].close()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rpc_servers import cable, children, phone, rpc_server
+from rpc_servers import cable, children, rpc_server
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
@@ -198,27 +198,6 @@ def test_a_measuring_process_that_dies(server, tmp_path, connect):
         client.call("surroundings", setup)
     with pytest.raises(UserError, match="mlc-chat-config.json: no such file"):
         client.call("prepare", Setup(str(tmp_path), 2), [])
-
-
-def test_a_tracker_hands_out_the_server(tmp_path, connect):
-    from tvm.rpc.tracker import Tracker
-    tracker = Tracker(host="127.0.0.1", port=19190, port_end=19390)
-    try:
-        address = f"127.0.0.1:{tracker.port}"
-        with rpc_server(tmp_path, "--key", KEY, "--tracker", address) as server:
-            for _ in range(2):  # one after the other
-                assert connect(f"tracker:{address}").call("held", "0" * 64) == 0
-            with pytest.raises(UserError, match="its key is another"):
-                connect(server.address)  # the key is the tracker's to give
-    finally:
-        tracker.terminate()
-
-
-def test_a_server_of_tvms_own_is_told_apart(tmp_path, capsys):
-    write_artifact(tmp_path / "toy")
-    with phone("cpu") as server:
-        assert main(["verify", str(tmp_path / "toy"), "--rpc", server.address]) == 1
-        assert "without this project's functions; start 'python -m runtime_py rpc-s" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "address"), [

@@ -1,15 +1,16 @@
-"""Sending files to a server of TVM's own, which is a process on loopback."""
+"""A client of a server of TVM's own, as phones run it, which is a process on loopback: files, keys, turns."""
 
 import json
 import os
 
 import numpy as np
 import pytest
-from rpc_servers import cable, phone
+from rpc_servers import cable, phone, wait_for_a_turn
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
+from runtime_py.cli import main
 from runtime_py.rpc.client import connect
 from runtime_py.rpc.storage import sha256
 from runtime_py.rpc.wire import Address
@@ -112,6 +113,15 @@ def test_a_server_without_a_function_that_is_needed(server, tmp_path):
         with pytest.raises(AttributeError, match="mistake"):  # in this program
             with client._connection.told():
                 os.mistake  # noqa: B018
+
+
+def test_it_is_told_apart(server, artifact, capsys):
+    assert main(["verify", str(artifact.path), "--rpc", server.address]) == 1
+    assert "without this project's functions; start 'python -m runtime_py rpc-s" in capsys.readouterr().err
+
+
+def test_a_second_client_waits_and_is_told(server, monkeypatch):
+    wait_for_a_turn(Address.parse(server.address), monkeypatch)
 
 
 def test_keys_and_versions(server, tmp_path):
