@@ -32,6 +32,8 @@ FORMATS = ("q0f32", "q0f16", "q4f16_1", "q4f32_1")
 _SIZES = {"hidden_size": 320, "vocab_size": 150, "expert_size": 40, "num_experts": 12}
 _FREQUENT = range(3, 110, 2)
 _WINDOW, _CHUNK = 128, 80
+# Configurations, kinds of MLC's cache, formats; caches are float32 or float16.
+ALL = ((MLA, "mqa", FORMATS), (MLA, "mla", FORMATS[:2]), (MLA, "mha", FORMATS[2:3]), (GQA, None, FORMATS[:2]))
 _STOCK = ("_attention", "tree_attn", "_merge_state", "_kv_cache", "_copy", "_compact", "llama_rope")
 _folder = tempfile.TemporaryDirectory(prefix="blockffn-test-")
 
@@ -60,13 +62,11 @@ class _Weights(dict):
 
 
 @cache
-def kernels(tiles: GpuTiles) -> dict[str, Built]:
-    """The kernels for work-groups of ``tiles``, by what they were made with."""
+def kernels(tiles: GpuTiles, models: tuple = ALL) -> dict[str, Built]:
+    """The kernels of ``models`` for work-groups of ``tiles``, by what they were made with."""
     found: dict[str, Built] = {}
     target = replace(find_target("metal"), tiles=tiles)
-    # MLC's cache is float32 or float16.
-    for config, kind, formats in ((MLA, "mqa", FORMATS), (MLA, "mla", FORMATS[:2]), (MLA, "mha", FORMATS[2:3]),
-                                  (GQA, None, FORMATS[:2])):
+    for config, kind, formats in models:
         source = _model(replace(config, **_SIZES))
         for weight_format in formats:
             with no_stock_kernels():
