@@ -219,15 +219,16 @@ def _refuse_other_models(raw: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: field {deco[0]!r}: found {raw[deco[0]]!r}: this is DECO (BlockFFN-v2), a different "
                         "model; expected a BlockFFN checkpoint of MiniCPMForCausalLM with ffn_type 'block' or "
                         "'block_linear'")
+    architectures = raw.get("architectures", ["MiniCPMForCausalLM"])
+    if architectures != ["MiniCPMForCausalLM"]:
+        raise UserError(f"{where}: field 'architectures': expected ['MiniCPMForCausalLM'], the class of BlockFFN's "
+                        f"checkpoints, found {architectures!r}")
     if raw.get("ffn_type") == "moe" or (raw.get("ffn_type") is None and "num_experts_per_tok" in raw):
         raise UserError(f"{where}: field 'ffn_type': this is a classic mixture of experts with top-k routing; "
                         "expected 'block' or 'block_linear'")
     if raw.get("ffn_type") in (None, "vanilla"):
         raise UserError(f"{where}: field 'ffn_type': expected 'block' or 'block_linear', found "
                         f"{raw.get('ffn_type')!r}: a dense MiniCPM model has no experts to skip")
-    architectures = raw.get("architectures", ["MiniCPMForCausalLM"])
-    if architectures != ["MiniCPMForCausalLM"]:
-        raise UserError(f"{where}: field 'architectures': expected ['MiniCPMForCausalLM'], found {architectures!r}")
     for name, supported in (("hidden_act", "silu"), ("router_act", "relu")):
         if raw.get(name, supported) != supported:
             raise UserError(f"{where}: field {name!r}: expected {supported!r}, found {raw[name]!r}")

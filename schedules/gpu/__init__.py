@@ -1,4 +1,4 @@
-"""The GPU family: work-group kernels for OpenCL and its like (Adreno, Mali, any other GPU)."""
+"""The GPU family: work-group kernels for OpenCL, Vulkan, CUDA and Metal."""
 
 from ..builder import ORIGIN
 from ..layout import FLOAT_FORMATS, Q4_FORMATS

@@ -95,6 +95,7 @@ def test_other_models():
     refused({"ffn_type": "moe"}, "ffn_type", "mixture of experts")
     refused({"ffn_type": None, "num_experts_per_tok": 2}, "mixture of experts")
     refused({"architectures": ["LlamaForCausalLM"]}, "architectures", "LlamaForCausalLM")
+    refused({"architectures": ["LlamaForCausalLM"], "ffn_type": None}, "architectures", "LlamaForCausalLM")
     refused({"router_act": "sigmoid"}, "router_act", "relu", "sigmoid")
     refused({"hidden_act": "gelu"}, "hidden_act", "silu", "gelu")
     refused({"ffn_gated": True}, "ffn_gated")
