@@ -17,6 +17,7 @@ from .service import serve
 from .wire import Address
 
 _HANDSHAKE = 10.0  # seconds that a client has for it, and a tracker for an answer
+_GRACE = 2.0  # seconds that a process has to end when its client left
 _PERIOD = 2.0  # seconds between looks at a tracker
 _UNUSED = 4  # such looks after which a key that the tracker gave away is replaced
 
@@ -70,6 +71,13 @@ class Server:
         self._note(f"{host}: connected")
         process = get_context("spawn").Process(target=serve, args=(connection, self._storage))
         process.start()
+        if hasattr(select, "POLLRDHUP"):
+            ends = select.poll()
+            ends.register(process.sentinel, select.POLLIN)
+            ends.register(connection, select.POLLRDHUP)
+            ends.poll()
+            process.join(_GRACE)
+            process.kill()  # its client left in the middle of a call
         connection.close()  # the process has its own
         process.join()
         self._note(f"{host}: left" + (f" (exit code {process.exitcode})" if process.exitcode else ""))

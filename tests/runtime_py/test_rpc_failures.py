@@ -1,5 +1,6 @@
 """What hinders a client on the way to a server, and who waits for whom, with server processes on loopback."""
 
+import os
 import signal
 import socket
 import threading
@@ -7,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
-from rpc_servers import rpc_server, wait_for_a_turn
+from rpc_servers import children, rpc_server, wait_for_a_turn
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
@@ -70,6 +71,17 @@ def test_a_host_that_does_not_answer(monkeypatch):
 def test_a_second_client_waits_and_is_told(tmp_path, monkeypatch):
     with rpc_server(tmp_path) as server:
         wait_for_a_turn(Address.parse(server.address), monkeypatch)
+
+
+def test_who_leaves_in_the_middle_of_a_call_keeps_nobody_waiting(tmp_path):
+    with rpc_server(tmp_path) as server:
+        address = Address.parse(server.address)
+        with connect(address, "/"):
+            *_, serving = children(server.pid)
+            os.kill(serving, signal.SIGSTOP)  # in a call that takes for ever
+        with connect(address, "/") as client:
+            assert client.call("held", "0" * 64) == 0
+        assert serving not in children(server.pid)
 
 
 def test_waiting_ends_with_ctrl_c(tmp_path, monkeypatch, capsys):
