@@ -20,6 +20,9 @@ from .wire import Address
 _TIMEOUT = 10.0  # seconds that a host has to take a connection, and a tracker for an answer
 _PATIENCE = 5.0  # seconds of silence after which the user is told what is waited for
 _DESCRIPTORS = "/dev/fd"  # where the system lists them
+_MEANINGS = {  # of what TVM says
+    "Failed to load dynamic shared library": "the artifact is built for another processor or system than the server's",
+    "loader of that name is not registered": "its server is built without the devices that the artifact is for"}
 _REMOTE, _MISSING = "Error caught from RPC call", "has no function "  # what TVM says
 _SERVER = "is 'python -m runtime_py rpc-server' running there, or a phone's server?"
 
@@ -61,7 +64,8 @@ class Connection:
         except RuntimeError as error:
             text = str(error).strip()
             if _REMOTE in text:
-                problem = f"failed there: {text.splitlines()[-1].strip()}"
+                reason = next((meaning for words, meaning in _MEANINGS.items() if words in text), "failed there")
+                problem = f"{reason}: {text.splitlines()[-1].strip()}"
             else:
                 problem = (f"the connection broke off ({first_line(error)}); what was sent is kept there: start again")
             raise UserError(f"{self.address}: {problem}") from None

@@ -14,6 +14,7 @@ from runtime_py.cli import main
 from runtime_py.rpc.client import connect
 from runtime_py.rpc.storage import sha256
 from runtime_py.rpc.wire import Address
+from runtime_py.tvm_runtime import load_runtime
 
 SHARD = "params_shard_0.bin"
 
@@ -113,6 +114,15 @@ def test_a_server_without_a_function_that_is_needed(server, tmp_path):
         with pytest.raises(AttributeError, match="mistake"):  # in this program
             with client._connection.told():
                 os.mistake  # noqa: B018
+
+
+def test_a_library_for_another_processor(server, artifact, tmp_path):
+    with connect(Address.parse(server.address), str(tmp_path)) as client:
+        library = client.send(artifact, lambda text: None)
+        with pytest.raises(UserError, match=f"{server.address}: the artifact is built for another processor or system "
+                                            "than the server's: "):
+            with client._connection.told():
+                load_runtime().get_global_func("rpc.LoadRemoteModule")(client._session, library)
 
 
 def test_it_is_told_apart(server, artifact, capsys):
