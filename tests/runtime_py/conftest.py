@@ -4,6 +4,7 @@ import io
 
 import pytest
 from fake_library import FakeLibrary
+from spec_questions import QUESTIONS, write
 from toy import write_artifact
 
 from runtime_py.cli import main
@@ -44,3 +45,26 @@ def run(artifact_folder, fake_library, capsys, monkeypatch):
         code = main([command, str(artifact_folder), *map(str, options)])
         return code, *capsys.readouterr()
     return run
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The folder of a cache that is empty."""
+    monkeypatch.setenv("BLOCKFFN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def questions(tmp_path):
+    return write(tmp_path / "question.jsonl", *QUESTIONS)
+
+
+@pytest.fixture
+def specbench(run, questions, tmp_path, monkeypatch):
+    """specbench(*options) -> (exit code, stdout, stderr), with answers in ``tmp_path / "answers"``."""
+    monkeypatch.setattr("runtime_py.commands.specbench.busy_share", lambda: 0.25)  # looking takes half a second
+
+    def specbench(*options):
+        return run("specbench", "--questions", questions, "--answers", tmp_path / "answers", "--max-tokens", 6,
+                   *options)
+    return specbench
