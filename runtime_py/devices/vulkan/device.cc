@@ -85,6 +85,8 @@ tvm::ffi::Any Device::Attribute(tvm::runtime::DeviceAttrKind kind) const {
       return static_cast<int64_t>(properties.limits.maxComputeSharedMemorySize);
     case Kind::kDeviceName:
       return tvm::ffi::String(name());
+    case Kind::kDriverVersion:
+      return tvm::ffi::String(driver_);
     case Kind::kTotalGlobalMemory:
       return static_cast<int64_t>(total_memory());
     default:
