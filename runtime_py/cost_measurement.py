@@ -70,8 +70,9 @@ def cache_key(engine: Engine, drafter: str, dense: bool = False) -> dict[str, An
     """What a table holds for: another library, other weights, another machine, device, number of threads, TVM or
     drafter, and passes that compute every expert (``dense``), need another one."""
     artifact, device = engine.artifact, engine.device
+    place = "" if device.here else " of another machine"
     return {"recipe": _RECIPE, "artifact": artifact.digest, "processor": processor(),
-            "device": f"{device.name} {device.product}", "threads": engine.threads, "tvm": installed_version(),
+            "device": f"{device.name} {device.product}{place}", "threads": engine.threads, "tvm": installed_version(),
             "drafter": drafter, "dense": dense}
 
 
@@ -93,8 +94,8 @@ def measure_costs(engine: Engine, drafter: Drafter, dense: bool = False) -> tupl
     clock = Stopwatch()
     for turn in range(_ROUNDS[1] + 1):
         for name in work if turn % 2 else reversed(work):
-            lap = Stopwatch()
-            work[name]()
+            with engine.device.timed() as lap:
+                work[name]()
             if turn:
                 times[name].append(lap.seconds)
         if turn >= _ROUNDS[0] and clock.seconds > _SECONDS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from .artifact import CHAT_CONFIG, MASK_BITS, Artifact
 from .devices import Device, Inputs, Logits, Row, device_facts, kind_of_target
 from .host import check_host
 from .jsonfile import required
-from .tvm_runtime import aligned_zeros, installed_version, load_runtime, model_library
+from .tvm_runtime import aligned_zeros, installed_version
 from .weights import check_weights
 
 _NAIVE_ALLOCATOR = 1  # the pooled one keeps a buffer for every size it ever saw
@@ -43,26 +44,25 @@ class Library:
         """Raises UserError when the library was made for another machine, device or TVM, is damaged, or does not
         match the weights; and when these do not fit into the device's memory."""
         _check_compatible(artifact, device)
-        self._ffi, self._device = load_runtime(), device
+        self._device, self._item = device, device.item
         try:
-            self._library = model_library(artifact.library)
-            self._kernels = self._library.module.imports
+            self._library = device.library(artifact.library)
             self._vm = self._library.module["vm_load_executable"]()
             self._vm["vm_initialization"](*(number for codes in device.codes for number in (*codes, _NAIVE_ALLOCATOR)))
-            metadata, self._commit, *self._forwards = (self._vm[name] for name in _FUNCTIONS)
-            self._draft = self._vm["draft"] if artifact.draft else None
-            self._argmax = self._vm["argmax"] if device.copies else None
+            metadata, self._commit, *self._forwards = (device.function(self._vm, name) for name in _FUNCTIONS)
+            self._draft = device.function(self._vm, "draft") if artifact.draft else None
+            self._argmax = self._vm["argmax"] if device.copies and device.kind != "cpu" else None
         except (RuntimeError, AttributeError) as error:
             raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
                             "rebuild the artifact with build.py") from None
         self._artifact = artifact
-        self.metadata: dict[str, Any] = json.loads(metadata())
+        self.metadata: dict[str, Any] = json.loads(str(metadata()))
         _check_limits(artifact, self.metadata)
         params = required(self.metadata, "params", list, artifact.library)
         weights = check_weights(artifact.weights, params, artifact.path)
         _check_device(artifact, device, max((weight.nbytes for weight in weights), default=0))
         self._check_kernels()
-        self._params = self._ffi.convert([device.tensor(weight) for weight in weights])
+        self._params = device.weights(dict(zip((param["name"] for param in params), weights)))
         # The inputs of ``step``, kept and written in place: making five tensors per token is slow.
         self._step = device.inputs(((1,), (1,), (1,), (1, 2), (1,)))
         self._step_numbers = [memoryview(array) for array in self._step.arrays[:3]]
@@ -70,7 +70,6 @@ class Library:
         self.accept = None if device.copies else AcceptKernel(self.kernel("accept"), device)
         if artifact.draft:
             self._draft_states = aligned_zeros((artifact.prefill_chunk_size, artifact.config.hidden_size), np.float32)
-        self._item = self._ffi.get_global_func("ffi.ArrayGetItem")
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -86,16 +85,14 @@ class Library:
 
     def kernel(self, name: str) -> Any:
         """One kernel as a function of tensors and integers. Raises UserError when the library has none so named."""
-        for module in self._kernels:
-            try:
-                return module[name]
-            except AttributeError:
-                continue
+        with suppress(AttributeError):
+            if (kernel := self._library.module.get_function(name, query_imports=True)) is not None:
+                return kernel
         raise UserError(f"{self._artifact.library}: has no kernel {name!r}; rebuild the artifact with build.py")
 
     def _check_kernels(self) -> None:
         """Let the kernels of runtimes that can tell say what they need and the device lacks."""
-        for module in self._kernels:
+        for module in self._library.module.imports:
             try:
                 module.get_function("check_device", query_imports=True)(self._device.index)
             except AttributeError:
@@ -107,14 +104,14 @@ class Library:
     def new_caches(self) -> Any:
         """Zeroed cache tensors, one per layer, opaque to the caller."""
         artifact = self._artifact
-        return self._ffi.convert([self._device.zeros(artifact.cache_shape, artifact.cache_dtype)
-                                  for _ in range(artifact.config.num_hidden_layers)])
+        return self._device.objects([self._device.zeros(artifact.cache_shape, artifact.cache_dtype)
+                                     for _ in range(artifact.config.num_hidden_layers)])
 
     def new_draft_caches(self) -> Any:
         """As ``new_caches``, of the draft model."""
         draft = self._artifact.draft
-        return self._ffi.convert([self._device.zeros(draft.cache_shape, draft.cache_dtype)
-                                  for _ in range(draft.layers)])
+        return self._device.objects([self._device.zeros(draft.cache_shape, draft.cache_dtype)
+                                     for _ in range(draft.layers)])
 
     def forward(self, ids: np.ndarray, positions: np.ndarray, visible: np.ndarray, ancestors: np.ndarray,
                 rows: np.ndarray, past: int, caches: Any, *,
@@ -123,8 +120,9 @@ class Library:
         (None without a draft model); writes caches. ``dense`` computes every expert, to compare with: the same numbers,
         more work."""
         tensors = self._copies(ids, positions, visible, ancestors, rows)
-        result = self._call(self._forwards[dense], *tensors, self._ffi.Shape((past,)), caches, self._params)
-        return self._logits(self._item(result, 0)), _Arrays(self._item(result, 1), self._device), self._hidden(result)
+        result = self._call(self._forwards[dense], *tensors, self._device.shape(past), caches, self._params)
+        scores = _Arrays(self._item(result, 1), self._artifact.config.num_hidden_layers, self._device)
+        return self._logits(self._item(result, 0)), scores, self._hidden(result)
 
     def step(self, token: int, past: int, caches: Any, *,
              dense: bool = False) -> tuple[np.ndarray | Row, States | None]:
@@ -133,12 +131,12 @@ class Library:
         ids, positions, visible = self._step_numbers
         ids[0], positions[0], visible[0] = token, past, past + 1
         self._step.send()
-        result = self._call(self._forwards[dense], *self._step.tensors, self._ffi.Shape((past,)), caches, self._params)
+        result = self._call(self._forwards[dense], *self._step.tensors, self._device.shape(past), caches, self._params)
         return self._logits(self._item(result, 0), 0), self._hidden(result)
 
     def commit(self, idx: np.ndarray, past: int, caches: Any) -> None:
         """Move cache row past + idx[i] to past + i in every layer; idx int32 [k], strictly ascending."""
-        self._call(self._commit, *self._copies(idx), self._ffi.Shape((past,)), caches)
+        self._call(self._commit, *self._copies(idx), self._device.shape(past), caches)
 
     def wait(self) -> None:
         """Until the device is done with every pass before: without it a clock reads when they were launched."""
@@ -152,9 +150,9 @@ class Library:
         states = self._draft_states[:len(hidden)]
         states[...] = hidden
         ids, *others = self._copies(ids, positions, visible, ancestors, rows)
-        result = self._call(self._draft, ids, self._device.tensor(states), *others, self._ffi.Shape((past,)),
-                            self._ffi.Shape((offset,)), caches, self._params)
-        tokens, log_probs, logits, hidden = result
+        result = self._call(self._draft, ids, self._device.tensor(states), *others, self._device.shape(past),
+                            self._device.shape(offset), caches, self._params)
+        tokens, log_probs, logits, hidden = (self._item(result, index) for index in range(4))
         return Drafted(*map(self._device.host, (tokens, log_probs)), self._logits(logits), self._device.host(hidden))
 
     def _logits(self, tensor: Any, row: int | None = None) -> np.ndarray | Logits | Row:
@@ -193,19 +191,19 @@ class Library:
 
 
 class _Arrays(Sequence):
-    """Tensors as numpy arrays, converted when they are looked at: decoding does not look at router scores."""
+    """``count`` tensors as numpy arrays, converted when they are looked at: decoding does not look at router scores."""
 
-    def __init__(self, tensors: Any, device: Device) -> None:
-        self._tensors, self._device = tensors, device
+    def __init__(self, tensors: Any, count: int, device: Device) -> None:
+        self._tensors, self._count, self._device = tensors, count, device
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return self._count
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._device.host(self._tensors[index])
+        return self._device.host(self._device.item(self._tensors, range(self._count)[index]))
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return map(self._device.host, self._tensors)
+        return (self[index] for index in range(self._count))
 
 
 class States:
@@ -232,6 +230,8 @@ def _check_compatible(artifact: Artifact, device: Device) -> None:
     if kind_of_target(artifact.target) != device.kind:
         raise UserError(f"{artifact.path}: built for target {artifact.target!r}, which device {device.name!r} cannot "
                         f"run; {rebuild}")
+    if not device.here:
+        return
     check_host(artifact.host, artifact.path, device.kind)
     installed = installed_version()
     if installed.split(".")[:2] != artifact.tvm_version.split(".")[:2]:
@@ -243,7 +243,7 @@ def _check_device(artifact: Artifact, device: Device, largest_weight: int) -> No
     """Hold what kernels were built for against what the device has, where its runtime tells. Of buffers the largest
     weight counts: the artifact's own limit is only an upper bound of them."""
     built_for = artifact.chat_config["blockffn"].get("device")
-    if not isinstance(built_for, dict):
+    if not isinstance(built_for, dict) or not device.here:
         return
     facts = device_facts(device.name)
     for field, needed, fact in (("fp16", built_for.get("fp16"), "fp16"),

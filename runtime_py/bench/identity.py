@@ -14,6 +14,7 @@ from ..tvm_runtime import installed_version
 from .machine import nvidia_driver, processor
 
 _ROOT = Path(__file__).resolve().parents[2]
+_DRIVER = 12  # of TVM's DeviceAttrKind
 
 
 def artifact_facts(artifact: Artifact) -> dict[str, Any]:
@@ -26,12 +27,21 @@ def artifact_facts(artifact: Artifact) -> dict[str, Any]:
 
 
 def device_facts(device: Device) -> dict[str, Any]:
-    """What computes. ``clock_mhz``: of a processor now, of other devices the most."""
-    driver = listed_facts(device.name).get("driver") if device.copies else None
-    return {"device": device.name, "device_name": device.product,
-            "driver": nvidia_driver() if device.kind == "cuda" else driver, "clock_mhz": device.clock_mhz,
-            "processor": processor(), "system": platform.platform(), "tvm": installed_version(),
+    """What computes. ``clock_mhz``: of a processor now, of other devices the most. Of another machine's device what it
+    says itself."""
+    here = device.here
+    return {"device": device.name, "device_name": device.product, "driver": _driver(device),
+            "clock_mhz": device.clock_mhz, "processor": processor() if here else None,
+            "system": platform.platform() if here else None, "tvm": installed_version() if here else None,
             "source": source_revision()}
+
+
+def _driver(device: Device) -> str | None:
+    if not device.here:
+        return device.attribute(_DRIVER)
+    if device.kind == "cuda":
+        return nvidia_driver()
+    return listed_facts(device.name).get("driver") if device.copies else None
 
 
 def source_revision() -> str | None:

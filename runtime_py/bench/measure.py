@@ -28,6 +28,7 @@ from .tasks import GENERATE, SPECULATIVE, Task
 from .text import FollowText, Text
 
 SCRIPTED = "scripted"
+WHOLE, CALLS = "test", "calls"  # what is timed: a test from begin to end, or the library's functions alone, added up
 PAPER_ACCEPT_LENGTH = 2.66  # mean of BlockFFN's table 6
 _NO_STOP: frozenset[int] = frozenset()
 
@@ -51,8 +52,8 @@ class Setup:
 
 
 def surroundings(setup: Setup) -> dict[str, Any]:
-    """The machine before anything runs there."""
-    return {"processors": os.cpu_count(), "busy_before": busy_share()}
+    """The machine before anything runs there, and what of a test is timed."""
+    return {"processors": os.cpu_count(), "busy_before": busy_share(), "timed": WHOLE}
 
 
 def prepare(setup: Setup, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -79,9 +80,10 @@ def _subject(setup: Setup) -> Subject:
 class Subject:
     """The engine, and a session for every depth, with a drafter for speculative decoding and without for the rest."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, engine: Engine | None = None) -> None:
+        """``engine``: None makes one, as ``setup`` says."""
         self._setup = setup
-        self.engine = Engine.load(setup.artifact, setup.threads, device=setup.device)
+        self.engine = engine or Engine.load(setup.artifact, setup.threads, device=setup.device)
         self._accounts = Accounts(self.engine.artifact, Description.load(self.engine.artifact.path))
         self._text = Text.of(self.engine.artifact) if setup.text is None else Text.read(setup.text, self.engine)
         self._sessions: dict[tuple[int, bool], Session] = {}
@@ -116,10 +118,10 @@ class Subject:
         every = self._accounts.rows(task, task.tokens) > 1
         ids = self._text.part(task.depth + turn * task.tokens, task.tokens).tolist()
         session.wait()
-        clock = Stopwatch()
-        scores = [output.layer_scores for output in session.stream(ids, all_logits=every)]
-        session.wait()
-        return self._accounts.reading(task, clock.seconds, [list(layers) for layers in scores])
+        with self.engine.device.timed() as lap:
+            scores = [output.layer_scores for output in session.stream(ids, all_logits=every)]
+            session.wait()
+        return self._accounts.reading(task, lap.seconds, [list(layers) for layers in scores])
 
     def _decode(self, session: Session, task: Task) -> Sample:
         """Tokens one after the other, or as the session's drafter has it."""
@@ -129,16 +131,15 @@ class Subject:
         controller = self._controller(session.drafter) if drafts else FixedShape(PLAIN)
         follow, stats = FollowText(script), Stats()
         session.wait()
-        clock = Stopwatch()
-        while stats.generated_tokens < task.tokens:
-            new = advance(session, root, task.tokens - stats.generated_tokens, follow, _NO_STOP, controller, stats)
-            stats.generated_tokens += len(new)
-            root = new[-1]
-        session.wait()
-        seconds = clock.seconds
+        with self.engine.device.timed() as lap:
+            while stats.generated_tokens < task.tokens:
+                new = advance(session, root, task.tokens - stats.generated_tokens, follow, _NO_STOP, controller, stats)
+                stats.generated_tokens += len(new)
+                root = new[-1]
+            session.wait()
         if drafts:
-            return self._accounts.speculation(task, seconds, used, stats)
-        return self._accounts.decoding(task, seconds, used)
+            return self._accounts.speculation(task, lap.seconds, used, stats)
+        return self._accounts.decoding(task, lap.seconds, used)
 
     def _session(self, task: Task) -> Session:
         """With ``task.depth`` cached tokens."""

@@ -13,6 +13,7 @@ from blockffn_mlc.errors import UserError
 from ..files import read_text
 from ..jsonfile import positive
 from .machine import busy_warning, cache_warning
+from .measure import CALLS
 from .records import Record
 from .tables import line, number, rule
 
@@ -57,6 +58,8 @@ def to_markdown(records: Sequence[Record]) -> str:
             lines.append(f"* {heading} {name}: {known}")
     text = ", ".join(dict.fromkeys(record["text"] for record in records))
     lines.append(f"* {records[0]['rounds']} rounds of all rows in turn, on {text}; mean ± standard deviation")
+    if records[0].get("timed") == CALLS:
+        lines.append("* times are of the library's functions alone, by the device's own clock, added up")
     return "\n".join([*lines, *(f"* warning: {text}" for text in warnings(records))])
 
 

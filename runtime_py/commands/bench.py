@@ -13,7 +13,7 @@ from blockffn_mlc.errors import UserError
 
 from ..devices import KINDS
 from ..tvm_runtime import physical_cores
-from .common import add_rpc, add_rpc_folder, connect_rpc, list_of, note, number, positive_int
+from .common import add_rpc, connect_rpc, list_of, note, number, positive_int
 
 _COMPARE = "compare"
 _DRAFTS = ("auto", "eagle", "ngram", "scripted")
@@ -38,7 +38,6 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--device", metavar="D", help=f"cpu, {', '.join(KINDS)} or KIND:N (default: what "
                         "the artifact was built for)")
     add_rpc(parser)
-    add_rpc_folder(parser)
     parser.add_argument("--threads", type=list_of(positive_int), metavar="LIST",
                         help="CPU threads, for example 1,2 (default: one per physical core)")
     parser.add_argument("--depth", type=list_of(_count), default=(64,), metavar="LIST",

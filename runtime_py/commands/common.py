@@ -49,13 +49,9 @@ def load_engine(args: argparse.Namespace) -> Engine:
 
 
 def add_rpc(parser: argparse.ArgumentParser) -> None:
-    """--rpc, for commands that can run on another machine."""
+    """--rpc and --rpc-folder, for commands that can run on another machine."""
     parser.add_argument("--rpc", metavar="ADDRESS", help="run there: HOST:PORT or HOST:PORT/KEY of an rpc-server, or "
                         "tracker:HOST:PORT/KEY of TVM's tracker; the artifact is sent once (docs/rpc.md)")
-
-
-def add_rpc_folder(parser: argparse.ArgumentParser) -> None:
-    """--rpc-folder, for commands that can run on a phone."""
     parser.add_argument("--rpc-folder", metavar="DIR", help="where a phone, which runs a server of TVM's own, keeps "
                         f"what is sent (default: {_PHONE_FOLDER})")
 
@@ -63,15 +59,9 @@ def add_rpc_folder(parser: argparse.ArgumentParser) -> None:
 def connect_rpc(args: argparse.Namespace) -> Any:
     """A client of the server at --rpc, a context manager. Raises UserError."""
     from ..rpc.client import connect
-    from ..rpc.phone import Phone
     from ..rpc.wire import Address
 
-    client = connect(Address.parse(args.rpc), getattr(args, "rpc_folder", None) or _PHONE_FOLDER, note)
-    if isinstance(client, Phone) and not hasattr(args, "rpc_folder"):
-        client.close()
-        raise UserError(f"{args.rpc}: serves TVM's RPC without this project's functions; start "
-                        "'python -m runtime_py rpc-server' there")
-    return client
+    return connect(Address.parse(args.rpc), args.rpc_folder or _PHONE_FOLDER, note)
 
 
 def add_input(parser: argparse.ArgumentParser, *kinds: str) -> None:

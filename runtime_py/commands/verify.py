@@ -28,6 +28,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     from ..selftest.checks import TOKENS
 
+    if args.rpc_folder is not None and args.rpc is None:
+        raise UserError("--rpc-folder: expected --rpc beside it")
     artifact = Artifact.open(args.artifact)
     device, product, checked = _there(args, artifact) if args.rpc else _here(args)
     results = []

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from ctypes import c_void_p
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +17,8 @@ import numpy as np
 from blockffn_mlc.errors import UserError
 
 from ..bench.machine import clock_mhz, processor
-from ..tvm_runtime import aligned_zeros, load_runtime
+from ..stats import Stopwatch
+from ..tvm_runtime import aligned_zeros, load_runtime, model_library
 from ..weights import ALIGNMENT
 from .logits import Logits
 from .native import RUNTIMES, load_native
@@ -67,11 +72,19 @@ class Inputs:
         """Nothing to do: both share their memory."""
 
 
+@dataclass
+class Lap:
+    """What something took; known behind it."""
+
+    seconds: float = 0.0
+
+
 class Device(ABC):
     """``kind`` is "cpu" or one of KINDS, ``index`` counts devices of that kind. ``copies``: tensors are copies of
-    arrays, in memory of the device's own."""
+    arrays, in memory of the device's own. ``here``: it is one of this machine."""
 
     copies: bool
+    here = True
 
     def __init__(self, kind: str, index: int = 0) -> None:
         self.kind, self.index = kind, index
@@ -106,6 +119,44 @@ class Device(ABC):
     def attribute(self, kind: int) -> Any:
         """A fact by its number in TVM's DeviceAttrKind; None where the device does not tell."""
         return self._tvm.get_global_func("runtime.GetDeviceAttr")(*self.codes[0], kind)
+
+    @property
+    def launches(self) -> int | None:
+        """Kernels launched on devices of this kind so far in this process; None where the runtime does not count."""
+        count = self._tvm.get_global_func(f"blockffn.{self.kind}.launches", allow_missing=True)
+        return None if count is None else count()
+
+    def library(self, path: Path) -> Any:
+        """The library at ``path``: its attribute ``module`` is TVM's, as long as it is kept. Raises what TVM raises."""
+        return model_library(path)
+
+    def function(self, machine: Any, name: str) -> Any:
+        """A function of TVM's virtual machine."""
+        return machine[name]
+
+    @contextmanager
+    def timed(self) -> Iterator[Lap]:
+        """The seconds of what is done meanwhile."""
+        lap, clock = Lap(), Stopwatch()
+        yield lap
+        lap.seconds = clock.seconds
+
+    def weights(self, arrays: dict[str, np.ndarray]) -> Any:
+        """``objects`` that hold the weights."""
+        return self.objects([self.tensor(array) for array in arrays.values()])
+
+    def objects(self, tensors: Sequence[Any]) -> Any:
+        """Tensors as one argument."""
+        return self._tvm.convert(tensors)
+
+    def shape(self, number: int) -> Any:
+        """A number as an argument of TVM's virtual machine."""
+        return self._tvm.Shape((number,))
+
+    @cached_property
+    def item(self) -> Any:
+        """item(result, index): of what a function returns."""
+        return self._tvm.get_global_func("ffi.ArrayGetItem")
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
         """A tensor of zeros."""

@@ -31,7 +31,8 @@ class Logits:
     @cached_property
     def most_likely(self) -> list[int | None]:
         """For every row the lowest token with the largest logit; None where that is not finite."""
-        tokens, values = map(self._device.host, self._argmax(self._tensor))
+        result, device = self._argmax(self._tensor), self._device
+        tokens, values = (device.host(device.item(result, index)) for index in range(2))
         return [token if finite else None for token, finite in zip(tokens.tolist(), np.isfinite(values).tolist())]
 
     def row(self, index: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from ..bench import measure
 from ..bench.measure import Setup
 from ..bench.rounds import depend_on_parent, process
 from ..engine import Engine
-from ..selftest.checks import check_kernels
+from ..selftest.checks import report
 from ..tvm_runtime import load_runtime
 from .codec import decode, encode
 from .storage import Storage
@@ -24,9 +24,7 @@ PREFIX = "blockffn.rpc."
 
 def verify(setup: Setup) -> dict[str, Any]:
     """What ``verify`` says of an artifact on its device."""
-    engine = Engine.load(setup.artifact, setup.threads, device=setup.device)
-    return {"device": engine.device.name, "product": engine.device.product,
-            "results": [result.to_dict() for result in check_kernels(engine)]}
+    return report(Engine.load(setup.artifact, setup.threads, device=setup.device))
 
 
 TASKS = {task.__name__: task for task in (measure.surroundings, measure.prepare, measure.measure, measure.peak, verify)}

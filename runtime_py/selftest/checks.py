@@ -11,7 +11,6 @@ from blockffn_mlc.errors import UserError, first_line
 from ..bench.calls import Description, Factory
 from ..devices import Device
 from ..engine import Engine
-from ..tvm_runtime import load_runtime
 from ..weights import check_digests
 from .bounds import Error, Mismatch, Written
 from .cases import CASES, Case
@@ -57,10 +56,16 @@ def check_kernels(engine: Engine) -> Iterator[Result]:
         yield check_kernel(name, factory, subject, engine, tokens)
 
 
+def report(engine: Engine) -> dict[str, Any]:
+    """The device's name, its own (``product``), and every kernel's result, for JSON."""
+    return {"device": engine.device.name, "product": engine.device.product,
+            "results": [result.to_dict() for result in check_kernels(engine)]}
+
+
 def check_kernel(name: str, factory: Factory, subject: Subject, engine: Engine, tokens: Sequence[int]) -> Result:
     """One kernel of ``engine.library`` on ``engine.device``, for each number of ``tokens``."""
     device = engine.device
-    case, before, errors, calls, problem = CASES.get(factory.name), _launches(device), [], 0, None
+    case, before, errors, calls, problem = CASES.get(factory.name), device.launches, [], 0, None
     try:
         if case is None:
             raise Mismatch(f"is not verified: there is no twin for {factory.name!r}")
@@ -71,13 +76,13 @@ def check_kernel(name: str, factory: Factory, subject: Subject, engine: Engine, 
                 errors += _call(kernel, device, arguments)
             except Mismatch as mismatch:
                 raise Mismatch(f"{mismatch}, for {n} token(s)") from None
-        after = _launches(device)
+        after = device.launches
         if after is not None and after == before:
             raise Mismatch("launched nothing on the device")
     except (Mismatch, UserError, RuntimeError, ValueError, TypeError) as error:
         problem = str(error) if isinstance(error, Mismatch) else f"fails: {first_line(error)}"
     worst = max(errors, key=lambda error: error.closeness, default=None)
-    launches = None if before is None else _launches(device) - before
+    launches = None if before is None else device.launches - before
     return Result(name, factory.name, _format(factory), tuple(subject.weight_names), calls,
                   worst and worst.nmse, worst and worst.bound, max((error.share for error in errors), default=None),
                   launches, problem)
@@ -107,12 +112,6 @@ def _call(kernel: Any, device: Device, arguments: list[Any]) -> list[Error]:
         elif item.changed():
             raise Mismatch(f"changes its input {place}")
     return errors
-
-
-def _launches(device: Device) -> int | None:
-    """Kernels launched on the device so far in this process; None where the runtime does not count them."""
-    count = load_runtime().get_global_func(f"blockffn.{device.kind}.launches", allow_missing=True)
-    return None if count is None else count()
 
 
 def _format(factory: Factory) -> str:

@@ -13,18 +13,18 @@ GUARD = 256  # bytes
 
 
 class Guarded:
-    """A tensor beside poisoned memory: behind it, on the processor also in front of it. (On accelerators a kernel's
-    argument begins where its allocation begins.)"""
+    """A tensor beside poisoned memory: behind it, on this processor also in front of it. (Elsewhere a kernel's argument
+    begins where its allocation begins.)"""
 
     def __init__(self, device: Device, content: np.ndarray) -> None:
         self._device, self._content = device, content
-        self._start = 0 if device.kind != "cpu" else GUARD
+        self._start = 0 if device.copies else GUARD
         self._poison = poison(content.dtype)
         memory = aligned_zeros((self._start + content.nbytes + GUARD,), np.uint8)
         memory[...] = self._poison
         inside = memory[self._start:self._start + content.nbytes].view(content.dtype).reshape(content.shape)
         inside[...] = content
-        if device.kind == "cpu":
+        if not device.copies:
             self._memory, self.tensor = memory, device.tensor(inside)
         else:
             tvm = load_runtime()

@@ -9,6 +9,7 @@ from runtime_py import cost_measurement
 from runtime_py.controller import Controller
 from runtime_py.cost_measurement import cost_table, measure_costs
 from runtime_py.cost_table import NODES
+from runtime_py.devices import device
 from runtime_py.drafters.ngram import NgramDrafter
 from runtime_py.session import Session
 from runtime_py.tree import Tree, TreeShape
@@ -42,7 +43,8 @@ class Clock:
 
         monkeypatch.setattr(library, "forward", timed)
         monkeypatch.setattr(library, "wait", wait)
-        monkeypatch.setattr(cost_measurement, "Stopwatch", Stopwatch)
+        for module in (cost_measurement, device):
+            monkeypatch.setattr(module, "Stopwatch", Stopwatch)
 
 
 class ModelDrafter(NgramDrafter):

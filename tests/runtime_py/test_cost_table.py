@@ -111,7 +111,7 @@ def test_whatever_the_table_depends_on_asks_for_another(engine, cache, measured,
         cost_table(engine, NgramDrafter())
     keys.append(cache_key(engine, "ngram", dense=True))
     device = engine.device
-    monkeypatch.setattr(engine, "device", SimpleNamespace(name=device.name, product="another"))
+    monkeypatch.setattr(engine, "device", SimpleNamespace(name=device.name, product="another", here=True))
     keys.append(cache_key(engine, "ngram"))
     monkeypatch.setattr(engine, "device", device)
     for name in ("processor", "installed_version"):

@@ -5,15 +5,9 @@ import json
 import pytest
 from checkpoints import GQA
 from machine import opencl_device
-from rpc_servers import phone, rpc_server
+from rpc_servers import rpc_server
 
-from blockffn_mlc.errors import UserError
-from runtime_py.artifact import Artifact
-from runtime_py.bench.measure import Setup, prepare
-from runtime_py.bench.tasks import Task
 from runtime_py.cli import main
-from runtime_py.rpc.client import connect
-from runtime_py.rpc.wire import Address
 
 TIMED = {"time", "busy_before", "load_s", "first_pass_s", "peak_memory_bytes", "seconds", "tokens_per_s", "ms",
          "tokens_per_s_sd", "gb_per_s", "gop_per_s", "clock_mhz"}
@@ -56,36 +50,3 @@ def test_kernels_are_verified_on_a_server(built, target, server, capsys):
     assert main(["verify", str(folder), "--device", "vulkan:99", "--rpc", f"{server.address}/k"]) == 1
     assert f"error: {server.address}/k: device 'vulkan" in capsys.readouterr().err
 
-
-def test_a_phone_times_the_same_passes(built, device, tmp_path, capsys):
-    folder = built(GQA, "q0f32", device.kind)
-    command = ["bench", str(folder), "-p", "20", "-n", "2", "--chunks", "3", "--depth", "3", "-r", "1", "-o", "json",
-               "--device", device.name]
-    with phone(device.kind) as server:
-        assert main([*command, "--rpc", server.address, "--rpc-folder", str(tmp_path)]) == 0
-    there, err = capsys.readouterr()
-    assert "send lib/" in err and "send params_shard_0.bin" in err
-    assert main([*command, "--threads", "1"]) == 0
-    there, here = json.loads(there), json.loads(capsys.readouterr().out)
-    other = TIMED | {"processor", "processors", "system", "tvm"}
-    for mine, phones in zip(here, there, strict=True):
-        assert phones["seconds"][0] > 0 and phones["device_name"] == device.product
-        own = {"active", "union", "weight_bytes_per_pass"} if mine["kind"] == "tg" else set()  # the text it decodes
-        assert {name: value for name, value in phones.items() if name not in other | own} == {
-            name: value for name, value in mine.items() if name not in other | own}
-
-
-def test_what_a_phone_cannot_do_is_refused(built, tmp_path):
-    device = opencl_device()
-    artifact = Artifact.open(built(GQA, "q0f32", device.kind))
-    with phone(device.kind) as server, connect(Address.parse(server.address), str(tmp_path)) as client:
-        with pytest.raises(UserError, match="not for a processor"):
-            client.send(Artifact.open(built(GQA, "q0f32", "cpu")), print)
-        library = client.send(artifact, print)
-        tasks = [Task("tg", 2, 0, "speculative")]
-        for options, message in (({}, "has nobody who drafts"), ({"threads": 1}, "--threads: "),
-                                 ({"device": "cpu"}, "--device cpu: .*expected a device of its kind"),
-                                 ({"device": f"{device.kind}:99"}, f"{server.address}: failed there: ")):
-            setup = Setup(str(artifact.path), **({"threads": None} | options))
-            with pytest.raises(UserError, match=message):
-                client.process(setup, library)(prepare, tasks)

@@ -12,6 +12,7 @@ from machine import opencl_device, vulkan_device
 from runtime_py.bench import measure
 from runtime_py.bench.tasks import Task
 from runtime_py.cli import main
+from runtime_py.devices import device as devices
 from runtime_py.devices import device_facts
 from runtime_py.engine import Engine
 from runtime_py.selftest import checks
@@ -102,7 +103,7 @@ def test_a_pass_is_timed_until_the_device_is_done(folder, device, monkeypatch):
 
     for name in ("forward", "wait"):
         monkeypatch.setattr(subject.engine.library, name, noted(name, getattr(subject.engine.library, name)))
-    monkeypatch.setattr(measure, "Stopwatch", Clock)
+    monkeypatch.setattr(devices, "Stopwatch", Clock)
     launches = counter(device.kind, "launches")
     sample = subject.measure(task, turn=1)
     assert order == ["wait", "clock", "forward", "wait", "clock"] and sample.seconds == 1
