@@ -53,6 +53,8 @@ class Library:
             self._draft = device.function(self._vm, "draft") if artifact.draft else None
             self._argmax = self._vm["argmax"] if device.copies and device.kind != "cpu" else None
         except (RuntimeError, AttributeError) as error:
+            if not device.here:  # it may be the connection
+                raise
             raise UserError(f"{artifact.library}: not a usable model library ({_first_line(error)}); "
                             "rebuild the artifact with build.py") from None
         self._artifact = artifact
@@ -170,6 +172,8 @@ class Library:
         try:
             return function(*arguments)
         except (RuntimeError, TypeError, ValueError) as error:
+            if not self._device.here:
+                raise
             if "ErrorContext(" not in str(error):  # how the library's own checks of shapes and dtypes sign
                 log = "".join(f"\n{line}" for line in str(error).strip().splitlines()[1:_LOG_LINES])
                 raise UserError(f"{self._artifact.library}: failed while running "
