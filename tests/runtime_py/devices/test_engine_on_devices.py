@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,11 +264,12 @@ def test_kernels_that_the_device_cannot_run_are_refused(on_device, device, monke
             raise RuntimeError(f"Vulkan: kernel mix needs Int8, which device {index} lacks")
 
     if device.kind == "vulkan":
-        (kernels,) = on_device.library._kernels
+        (kernels,) = on_device.library._library.module.imports
         assert kernels.get_function("check_device", query_imports=True)(device.index) is None
         with pytest.raises(RuntimeError, match="no device 99"):
             kernels.get_function("check_device", query_imports=True)(99)
-    monkeypatch.setattr(on_device.library, "_kernels", [Demanding()])
+    module = SimpleNamespace(imports=[Demanding()])
+    monkeypatch.setattr(on_device.library, "_library", SimpleNamespace(module=module))
     with pytest.raises(UserError, match=f"device '{device.name}': Vulkan: kernel mix needs Int8, which device "
                                         f"{device.index} lacks; rebuild with another --target or --quantization, or"):
         on_device.library._check_kernels()
