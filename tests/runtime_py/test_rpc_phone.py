@@ -10,7 +10,6 @@ from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
-from runtime_py.cli import main
 from runtime_py.rpc.client import connect
 from runtime_py.rpc.storage import sha256
 from runtime_py.rpc.wire import Address
@@ -123,11 +122,6 @@ def test_a_library_for_another_processor(server, artifact, tmp_path):
                                             "than the server's: "):
             with client._connection.told():
                 load_runtime().get_global_func("rpc.LoadRemoteModule")(client._session, library)
-
-
-def test_it_is_told_apart(server, artifact, capsys):
-    assert main(["verify", str(artifact.path), "--rpc", server.address]) == 1
-    assert "without this project's functions; start 'python -m runtime_py rpc-s" in capsys.readouterr().err
 
 
 def test_a_second_client_waits_and_is_told(server, monkeypatch):
