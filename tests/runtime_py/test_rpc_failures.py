@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
-from rpc_servers import children, rpc_server, wait_for_a_turn
+from rpc_servers import children, rpc_server, until, wait_for_a_turn
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
@@ -79,9 +79,10 @@ def test_who_leaves_in_the_middle_of_a_call_keeps_nobody_waiting(tmp_path):
         with connect(address, "/"):
             *_, serving = children(server.pid)
             os.kill(serving, signal.SIGSTOP)  # in a call that takes for ever
+        until(lambda: serving not in children(server.pid))
+        assert serving not in children(server.pid)
         with connect(address, "/") as client:
             assert client.call("held", "0" * 64) == 0
-        assert serving not in children(server.pid)
 
 
 def test_waiting_ends_with_ctrl_c(tmp_path, monkeypatch, capsys):

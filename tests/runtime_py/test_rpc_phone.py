@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from toy import write_artifact
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
 from runtime_py.rpc.client import connect
+from runtime_py.rpc.connection import Connection
 from runtime_py.rpc.storage import sha256
 from runtime_py.rpc.wire import Address
 from runtime_py.tvm_runtime import load_runtime
@@ -122,6 +124,13 @@ def test_a_library_for_another_processor(server, artifact, tmp_path):
                                             "than the server's: "):
             with client._connection.told():
                 load_runtime().get_global_func("rpc.LoadRemoteModule")(client._session, library)
+
+
+def test_the_system_looks_whether_the_server_is_there(server):
+    connection = Connection(Address.parse(server.address), print)
+    assert connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+    connection.close()
 
 
 def test_a_second_client_waits_and_is_told(server, monkeypatch):
