@@ -34,6 +34,9 @@ class Uploads:
     """Files by their digests in a flat folder: such a server makes none."""
 
     def __init__(self, session: Any, folder: str) -> None:
+        """Raises UserError for a folder that is not absolute: the server reads and writes elsewhere then."""
+        if not folder.startswith("/"):
+            raise UserError(f"--rpc-folder: expected an absolute path, found {folder!r}")
         self._session, self._folder = session, folder.rstrip("/")
 
     def send(self, artifact: Artifact, progress: Callable[[str], None]) -> tuple[str, bytes]:

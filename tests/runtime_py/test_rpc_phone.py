@@ -105,6 +105,8 @@ def test_a_folder_that_cannot_be_written(send, artifact, tmp_path):
     with pytest.raises(UserError, match="nowhere: cannot be written there; make this folder, or choose another with "
                                         "--rpc-folder"):
         send(artifact, folder=tmp_path / "nowhere")
+    with pytest.raises(UserError, match="--rpc-folder: expected an absolute path, found 'there'"):
+        send(artifact, folder="there")
 
 
 def test_a_server_without_a_function_that_is_needed(server, tmp_path):
