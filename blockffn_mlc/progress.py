@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 
@@ -34,7 +34,7 @@ class Progress:
         """A bar over named stages; call the result with each name as it begins."""
         start = time.monotonic()
         columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-        with RichProgress(*columns, console=self._console, transient=True) as bar:
+        with self._bar(*columns) as bar:
             task = bar.add_task(name, total=len(names))
             yield lambda stage: bar.update(task, completed=names.index(stage), description=f"{name}: {stage}")
         self.note(f"{name:12}{time.monotonic() - start:7.1f} s")
@@ -44,7 +44,11 @@ class Progress:
         """A bar over ``total`` bytes; call the result with each number of bytes done."""
         start = time.monotonic()
         columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-        with RichProgress(*columns, console=self._console, transient=True) as bar:
+        with self._bar(*columns) as bar:
             task = bar.add_task(name, total=total)
             yield lambda done: bar.advance(task, done)
         self.note(f"{name:12}{time.monotonic() - start:7.1f} s  {total / 1e6:.1f} MB")
+
+    def _bar(self, *columns: ProgressColumn) -> RichProgress:
+        """Not drawn in a file, where it would leave empty lines."""
+        return RichProgress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)

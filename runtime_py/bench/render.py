@@ -57,7 +57,7 @@ def to_markdown(records: Sequence[Record]) -> str:
             known = ", ".join(f"{field} {_short(record[field])}" for field in fields if record[field] is not None)
             lines.append(f"* {heading} {name}: {known}")
     text = ", ".join(dict.fromkeys(record["text"] for record in records))
-    lines.append(f"* {records[0]['rounds']} rounds of all rows in turn, on {text}; mean ± standard deviation")
+    lines.append(f"* {records[0]['rounds']} round(s) of all rows in turn, on {text}; mean ± standard deviation")
     if records[0].get("timed") == CALLS:
         lines.append("* times are of the library's functions alone, by the device's own clock, added up")
     return "\n".join([*lines, *(f"* warning: {text}" for text in warnings(records))])

@@ -134,6 +134,7 @@ def test_an_interruption_while_tvm_compiles_is_one(checkpoint, tmp_path, monkeyp
     monkeypatch.setattr(compile, "_LOWERING", [interrupted])
     result = build("--model", checkpoint, "-o", tmp_path / "artifact", check=False)
     assert result.returncode == 130 and "interrupted; finished weights are kept" in result.stderr
+    assert "\n\n" not in result.stderr  # of bars, which only terminals show
     assert not any(tmp_path.iterdir())
 
 
