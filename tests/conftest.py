@@ -10,6 +10,11 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
+# Workers of pytest-xdist have a core each, where a second thread would only wait. Tests that are about threads start
+# processes of their own and say how many.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("TVM_NUM_THREADS", "1")
+
 REQUIRE_TOOLS = "BLOCKFFN_REQUIRE_TOOLS"
 # In the reasons of skips that are no fault of the installation: what the hardware lacks, what is too large to download.
 EXEMPT = ("this machine lacks", "that no test fetches")
