@@ -27,7 +27,8 @@ from .model import Model
 from .virtual_machine import share_buffers, share_shapes
 
 METADATA = "_metadata"
-ACCEPT = "accept"  # a kernel that our runtime calls by itself
+ACCEPT, PEAK = "accept", "peak"  # kernels that our runtime calls by itself
+_PEAK_WIDTH = 768  # numbers: whole tiles of every vector unit
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ def build_graph(build: Build) -> Graph:
         module = mend_creation(module, build)
     if not build.on_gpu:  # logits in another memory are chosen from by the model's ``argmax``
         module[ACCEPT] = build.kernels.accept(build.tiles, build.config.vocab_size).with_attr("global_symbol", ACCEPT)
+    module[PEAK] = build.kernels.peak(build.tiles, _PEAK_WIDTH, build.activations).with_attr("global_symbol", PEAK)
     own_caches = _cache_bytes(build) + (_cache_bytes(attention_build(build)) if build.draft else 0)
     return _graph(module, build, parameters, own_caches, tuple(Model.export_spec(model)), {})
 

@@ -250,3 +250,16 @@ def whole_vocabulary(logits: np.ndarray, places: np.ndarray) -> np.ndarray:
     """logits f32 [b, V'], places int32 [V] -> f32 [b, V]: of each token its column of ``logits``, or the lowest float32
     where it has none (a negative place)."""
     return np.where(places >= 0, logits[:, places], np.finfo(np.float32).min).astype(np.float32)
+
+
+def peak(x: np.ndarray, factors: np.ndarray, steps: int) -> np.ndarray:
+    """x [width], factors [2]: a, b -> [width] after ``steps`` times x = x * a + b; of int32 x = x + the sum over bytes
+    of a * b."""
+    if x.dtype == np.int32:
+        a, b = factors.view(np.uint8).astype(np.int32).reshape(2, 4)
+        return x + steps * (a @ b)
+    a, b = f64(factors)
+    x = f64(x)
+    for _ in range(steps):
+        x = x * a + b
+    return x

@@ -25,6 +25,13 @@ def clock_mhz() -> float | None:
     return statistics.mean(clocks) if clocks else None
 
 
+def available_memory() -> int | None:
+    """Bytes that programs can have without others losing theirs; None where the system does not tell."""
+    path = Path("/proc/meminfo")
+    fields = dict(line.split(":") for line in path.read_text().splitlines()) if path.is_file() else {}
+    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
 def nvidia_driver() -> str | None:
     """The version of NVIDIA's kernel module; None where there is none."""
     path = Path("/proc/driver/nvidia/version")

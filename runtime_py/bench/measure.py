@@ -20,6 +20,8 @@ from ..session import Session
 from ..speculation import PLAIN, FixedShape, ShapeController, advance
 from ..stats import Stats, Stopwatch, peak_memory
 from .accounting import Accounts, Sample
+from .arithmetic import multiply_add_rate
+from .bandwidth import read_bandwidth
 from .calls import Description
 from .identity import artifact_facts, device_facts
 from .machine import busy_share
@@ -67,9 +69,9 @@ def measure(setup: Setup, task: Task, turn: int) -> Sample:
     return _subject(setup).measure(task, turn)
 
 
-def peak(setup: Setup) -> int:
-    """The process's largest resident memory so far, in bytes."""
-    return peak_memory()
+def conclude(setup: Setup) -> dict[str, Any]:
+    """What a record says when all is measured: the process's largest resident memory so far, and the roofs."""
+    return {"peak_memory_bytes": peak_memory()} | _subject(setup).roofs()
 
 
 @cache
@@ -84,7 +86,8 @@ class Subject:
         """``engine``: None makes one, as ``setup`` says."""
         self._setup = setup
         self.engine = engine or Engine.load(setup.artifact, setup.threads, device=setup.device)
-        self._accounts = Accounts(self.engine.artifact, Description.load(self.engine.artifact.path))
+        self._description = Description.load(self.engine.artifact.path)
+        self._accounts = Accounts(self.engine.artifact, self._description)
         self._text = Text.of(self.engine.artifact) if setup.text is None else Text.read(setup.text, self.engine)
         self._sessions: dict[tuple[int, bool], Session] = {}
         self._continuations: dict[tuple[int, int], list[int]] = {}
@@ -112,6 +115,13 @@ class Subject:
         sample = self._decode(session, task) if task.kind == GENERATE else self._read(session, task, turn)
         session.rollback(task.depth)
         return sample
+
+    def roofs(self) -> dict[str, float | None]:
+        """What bounds every pass, as a record says it: how fast the processor's memory reads (not another device's),
+        and how fast the device multiplies and adds."""
+        engine = self.engine
+        return {"roof_gb_per_s": None if engine.device.copies else read_bandwidth(engine.threads),
+                "roof_gop_per_s": multiply_add_rate(engine, self._description)}
 
     def _read(self, session: Session, task: Task, turn: int) -> Sample:
         """A prompt or a chunk."""

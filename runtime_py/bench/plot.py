@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import html
 import io
+import statistics
 from collections.abc import Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,13 @@ from .tasks import CHUNK, GENERATE
 FORMATS = (".png", ".html")
 
 
-def plot_records(path: str | Path, records: Sequence[Record], bandwidth: dict[int, float]) -> None:
-    """Write a .png, or an .html with it and the table. ``bandwidth``: GB/s that the processor's memory reads with so
-    many threads, the roof of its passes."""
+def plot_records(path: str | Path, records: Sequence[Record]) -> None:
+    """Write a .png, or an .html with it and the table."""
     figure, axes = load_pyplot().subplots(2, 2, figsize=(13, 9), layout="constrained")
     draw_latency(axes[0, 0], records)
     draw_passes(axes[0, 1], records, "tokens", "tokens in a pass")
     draw_passes(axes[1, 0], records, "union", "share of the experts in a pass's union")
-    _roofline(axes[1, 1], records, bandwidth)
+    _roofline(axes[1, 1], records)
     write_figure(path, figure, records)
 
 
@@ -44,9 +45,13 @@ def write_figure(path: str | Path, figure: Any, records: Sequence[Record]) -> No
 
 def series(record: Record) -> str:
     """What a line or bar of a picture belongs to."""
-    threads = f", {record['threads']} thread{'s' * (record['threads'] > 1)}" if record["device"] == "cpu" else ""
     draft = f" ({record['draft']})" if record["draft"] else ""
-    return f"{record['artifact']}, {record['device']}{threads}, {record['mode']}{draft}"
+    return f"{record['artifact']}, {_device(record)}, {record['mode']}{draft}"
+
+
+def _device(record: Record) -> str:
+    threads = f", {record['threads']} thread{'s' * (record['threads'] > 1)}" if record["device"] == "cpu" else ""
+    return f"{record['device']}{threads}"
 
 
 def draw_latency(axes: Any, records: Sequence[Record]) -> None:
@@ -72,8 +77,8 @@ def draw_passes(axes: Any, records: Sequence[Record], field: str, label: str) ->
     _legend(axes)
 
 
-def _roofline(axes: Any, records: Sequence[Record], bandwidth: dict[int, float]) -> None:
-    """Operations per second over operations per byte of weights."""
+def _roofline(axes: Any, records: Sequence[Record]) -> None:
+    """Operations per second over operations per byte of weights, below what memory and arithmetic allow."""
     axes.set_title("roofline: work over bytes of weights")
     axes.set(xlabel="operations per byte", ylabel="GOP/s", xscale="log", yscale="log")
     found = [0.5, 64.0]
@@ -82,11 +87,29 @@ def _roofline(axes: Any, records: Sequence[Record], bandwidth: dict[int, float])
         intensity = [record["gop_per_s"] / record["gb_per_s"] for record in rows]
         axes.plot(intensity, [record["gop_per_s"] for record in rows], "o", label=name)
         found += intensity
-    ends = [min(found), max(found)]
-    for threads, speed in bandwidth.items():
-        axes.plot(ends, [speed * end for end in ends], "--", linewidth=0.8,
-                  label=f"memory, {threads} thread{'s' * (threads > 1)}: {speed:.1f} GB/s")
+    for name, (memory, arithmetic) in _roofs(records).items():
+        ridge = arithmetic / memory  # 0 or infinite where only one of them is known
+        known = [ridge] if 0 < ridge < inf else []
+        places = sorted({min(found), *known, max(*found, *(2 * place for place in known))})
+        figures = [f"{value:.{digits}f} {unit}" for value, digits, unit in ((memory, 1, "GB/s"),
+                                                                            (arithmetic, 0, "GOP/s")) if value < inf]
+        figures += [f"ridge at {place:.0f}" for place in known]
+        axes.plot(places, [min(memory * place, arithmetic) for place in places], "--", linewidth=0.8,
+                  label=f"roof of {name}: {', '.join(figures)}")
     _legend(axes)
+
+
+def _roofs(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """GB/s and GOP/s, infinite where unknown, by what they belong to; of several readings the median."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(f"{_device(record)}, {record['activations'] or 'f32'}", []).append(record)
+
+    def median(rows: list[Record], field: str) -> float:
+        return statistics.median([record[field] for record in rows if record[field]] or [inf])
+
+    roofs = {name: (median(rows, "roof_gb_per_s"), median(rows, "roof_gop_per_s")) for name, rows in found.items()}
+    return {name: roof for name, roof in roofs.items() if min(roof) < inf}
 
 
 def _by_series(records: Sequence[Record]) -> dict[str, list[Record]]:

@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 Job = tuple[ModuleType, Any, Task]
-"""A module with ``prepare``, ``measure`` and ``peak`` as measure.py has them, a setup for them, a task."""
+"""A module with ``prepare``, ``measure`` and ``conclude`` as measure.py has them, a setup for them, a task."""
 
 
 def run_tasks(setups: Sequence[Setup], tasks: Sequence[Task], repeat: int, progress: Callable[[str], None],
@@ -68,7 +68,7 @@ def run_jobs(jobs: Sequence[Job], repeat: int, progress: Callable[[str], None],
                 if turn:
                     samples[setup, task].append(sample)
         for setup, module in setups.items():
-            facts[setup]["peak_memory_bytes"] = workers[setup](module.peak)
+            facts[setup] |= workers[setup](module.conclude)
     return [make_record(facts[setup], task, samples[setup, task]) for _, setup, task in jobs]
 
 

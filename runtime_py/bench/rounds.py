@@ -16,8 +16,6 @@ from typing import Any
 
 from blockffn_mlc.errors import UserError
 
-from .bandwidth import ReadBandwidth
-
 Row = dict[str, Any]
 
 
@@ -46,17 +44,6 @@ def process(setup: Any) -> Iterator[Callable[..., Any]]:
     """A process of its own for ``setup``: gives a function that calls ``task(setup, *arguments)`` there."""
     with ProcessPoolExecutor(1, get_context("spawn"), depend_on_parent) as pool:
         yield lambda task, *arguments: _result(pool, task, setup, *arguments)
-
-
-def read_bandwidth(threads: int) -> float:
-    """GB/s that memory reads with so many threads: the median of five readings in a process of its own."""
-    with process(threads) as call:
-        return call(_read_memory)
-
-
-def _read_memory(threads: int) -> float:
-    memory = ReadBandwidth(threads)
-    return statistics.median(memory.measure() for _ in range(5))
 
 
 def depend_on_parent() -> None:

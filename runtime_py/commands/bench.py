@@ -91,7 +91,6 @@ def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     from ..bench.plot import plot_records
     from ..bench.records import run_tasks
     from ..bench.render import FORMATS, warnings
-    from ..bench.rounds import read_bandwidth
     from ..bench.tasks import SPECULATIVE, make_tasks
     from ..plot import check_plot, load_pyplot
 
@@ -121,8 +120,7 @@ def _whole(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         note(f"warning: {text}")
     print(FORMATS[args.output](records))
     if args.plot is not None:
-        counts = dict.fromkeys(record["threads"] for record in records if record["device"] == "cpu" and not args.rpc)
-        plot_records(args.plot, records, {count: read_bandwidth(count) for count in counts})
+        plot_records(args.plot, records)
         note(f"wrote {args.plot}")
 
 

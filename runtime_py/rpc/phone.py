@@ -55,8 +55,8 @@ class Phone:
     def _run(self, setup: Setup, library: str, task: Callable[..., Any], *arguments: Any) -> Any:
         if task.__name__ == "surroundings":
             return {"processors": None, "busy_before": None, "timed": CALLS}
-        if task.__name__ == "peak":
-            return None
+        if task.__name__ == "conclude":
+            return {"peak_memory_bytes": None, "roof_gb_per_s": None, "roof_gop_per_s": None}
         with self._connection.told():
             if task.__name__ == "verify":
                 found = report(self._engine(setup, library))

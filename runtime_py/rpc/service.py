@@ -18,7 +18,7 @@ from ..tvm_runtime import load_runtime
 from .codec import decode, encode
 from .storage import Storage
 
-VERSION = 1  # of these functions
+VERSION = 2  # of these functions
 PREFIX = "blockffn.rpc."
 
 
@@ -27,7 +27,8 @@ def verify(setup: Setup) -> dict[str, Any]:
     return report(Engine.load(setup.artifact, setup.threads, device=setup.device))
 
 
-TASKS = {task.__name__: task for task in (measure.surroundings, measure.prepare, measure.measure, measure.peak, verify)}
+TASKS = {task.__name__: task for task in (measure.surroundings, measure.prepare, measure.measure, measure.conclude,
+                                      verify)}
 
 
 class Service:

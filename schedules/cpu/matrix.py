@@ -16,7 +16,7 @@ from ..activations import LOW_BITS, PLANES
 from ..builder import Kernel, choose
 from ..layout import FLOAT_FORMATS, Q4_BLOCK, Q4_CODE_WORDS, Q4_ZERO, stored_shape, tile_count
 from ..tiles import CpuTiles
-from .vector import Register, const, load, prefetch, splat, vector
+from .vector import Register, const, dot, load, prefetch, splat, vector
 
 if TYPE_CHECKING:
     from .rows import Row
@@ -166,7 +166,7 @@ class Q4CodedMatrix(Q4Matrix):
     def __init__(self, kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int],
                  activations: str) -> None:
         super().__init__(kernel, tiles, weight_format, shape, tiles.coded_token_tiles[PLANES[activations] - 1])
-        self._dot_intrinsic = tiles.dot
+        self._dot = tiles.dot
 
     def accumulate(self, acc: list[list[Register]], index: Sequence[Any], rows: Sequence[Row],
                    ahead: Sequence[Any]) -> None:
@@ -186,7 +186,8 @@ class Q4CodedMatrix(Q4Matrix):
                     for plane in planes:
                         x = row.codes(group, plane, 2 * octet + half)
                         for j in vectors:
-                            row_sums[plane][j].set(self._dot(row_sums[plane][j].get(), codes[j], x))
+                            row_sums[plane][j].set(dot(self._dot, row_sums[plane][j].get(), codes[j],
+                                                       T.broadcast(x, lanes)))
         scales = [Register(lanes, self._scales(index, j)) for j in vectors]
         for row, row_sums, registers in zip(rows, sums, acc):
             scale = splat(row.scale(group), lanes)
@@ -200,13 +201,6 @@ class Q4CodedMatrix(Q4Matrix):
         if shift:
             words = T.shift_right(words, _all(shift, self.lanes))
         return T.bitwise_and(words, _all(0x0F0F0F0F, self.lanes))
-
-    def _dot(self, total: Any, codes: Any, x: Any) -> Any:
-        """total[v] + the sum over b of byte b of codes[v] times byte b of x."""
-        weight_bytes, x_bytes = (vector(dtype, 4 * self.lanes) for dtype in ("uint8", "int8"))
-        return T.call_llvm_pure_intrin(vector("int32", self.lanes), self._dot_intrinsic, total,
-                                       T.reinterpret(weight_bytes, codes),
-                                       T.reinterpret(x_bytes, T.broadcast(x, self.lanes)))
 
 
 def matrix(kernel: Kernel, tiles: CpuTiles, weight_format: str, shape: Sequence[int], tile: int,

@@ -75,6 +75,15 @@ def load(buffer: T.Buffer, *index: Any, lanes: int) -> Any:
     return value if buffer.dtype == "float32" else T.cast(value, vector("float32", lanes))
 
 
+def dot(instruction: str, total: Any, a: Any, b: Any) -> Any:
+    """total[v] + the sum over i of byte i of a[v] times byte i of b[v], by LLVM's ``instruction``: bytes of a from 0 to
+    127, those of b signed."""
+    lanes = tvm.DataType(str(total.ty.dtype)).lanes
+    return T.call_llvm_pure_intrin(vector("int32", lanes), instruction, total,
+                                   *(T.reinterpret(vector(dtype, 4 * lanes), words)
+                                     for dtype, words in (("uint8", a), ("int8", b))))
+
+
 def store(buffer: T.Buffer, value: Any, *index: Any, lanes: int) -> None:
     """Write ``lanes`` consecutive elements, rounded to the buffer's dtype."""
     if buffer.dtype != "float32":

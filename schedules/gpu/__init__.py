@@ -13,6 +13,7 @@ from .latent_query import latent_query
 from .linear import linear, linear_heads
 from .norm import rms_norm
 from .paged_attention import merge_state, paged_decode, paged_prefill, ragged_prefill
+from .peak import peak
 from .rope import rope_query
 from .router import router
 from .sampling import multinomial, renormalize_top_p, sample_top_p, take_probs, verify_drafts
@@ -37,7 +38,7 @@ FORMATS = (*FLOAT_FORMATS, *Q4_FORMATS)  # weight formats these kernels read
 __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask", "apply_logit_bias", "apply_penalty",
            "argmax", "attention", "commit", "embedding", "encode", "expanded_heads", "gated_silu", "gather_rows",
            "latent_heads", "latent_prefill", "latent_query", "latent_rows", "linear", "linear_heads", "merge_latents",
-           "merge_state", "multinomial", "paged_decode", "paged_prefill", "ragged_prefill", "renormalize_top_p",
-           "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p", "scatter_rows",
+           "merge_state", "multinomial", "paged_decode", "paged_prefill", "peak", "ragged_prefill",
+           "renormalize_top_p", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p", "scatter_rows",
            "softmax_with_temperature", "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k", "union",
            "value_up", "verify_drafts", "whole_vocabulary", "widen"]

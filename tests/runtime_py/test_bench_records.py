@@ -9,7 +9,7 @@ import statistics
 from contextlib import contextmanager
 
 import pytest
-from bench_records import FACTS, record
+from bench_records import FACTS, FINISHED, record
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
@@ -101,9 +101,9 @@ def test_other_files_are_refused(tmp_path, text, message):
 
 
 def test_pictures(tmp_path):
-    plot_records(tmp_path / "x.png", RECORDS, {1: 10.0, 2: 20.0})
+    plot_records(tmp_path / "x.png", RECORDS)
     assert (tmp_path / "x.png").read_bytes().startswith(PNG)
-    plot_records(tmp_path / "x.html", RECORDS[:1], {})
+    plot_records(tmp_path / "x.html", RECORDS[:1])
     page = (tmp_path / "x.html").read_text()
     assert base64.b64decode(re.search(r'base64,([^"]*)"', page)[1]).startswith(PNG) and "| toy | 1074 MB | cpu" in page
 
@@ -113,7 +113,7 @@ def test_what_pictures_show(tmp_path, monkeypatch):
     monkeypatch.setattr(load_pyplot(), "close", figures.append)
     tasks = [Task("chunk", tokens, 64, "sparse") for tokens in (8, 2)]
     read = [record(0.5, task=tasks[0]), record(0.25, task=tasks[1]) | {"union": 0.25}]
-    plot_records(tmp_path / "x.png", [*RECORDS[:2], *read], {2: 20.0})
+    plot_records(tmp_path / "x.png", [*RECORDS[:2], *read])
     latency, tokens, union, roofline = figures[0].axes
     assert [bar.get_width() for bar in latency.patches] == [1e3 / rec["tokens_per_s"] for rec in RECORDS[:2]]
     assert [label.get_text() for label in latency.get_yticklabels()] == [f"{series(rec)}\n{rec['test']}"
@@ -123,8 +123,30 @@ def test_what_pictures_show(tmp_path, monkeypatch):
     assert lines[0] == [[2, milliseconds[0]], [8, milliseconds[1]]]
     assert lines[1] == [[0.25, milliseconds[0]], [0.5, milliseconds[1]]]
     assert lines[2] == [[rec["gop_per_s"] / rec["gb_per_s"], rec["gop_per_s"]] for rec in read]
-    ends = roofline.lines[1].get_xydata()
-    assert (ends[:, 1] / ends[:, 0]).tolist() == pytest.approx([20, 20])
+    roof = roofline.lines[1]
+    assert roof.get_label() == "roof of cpu, 2 threads, f32: 20.0 GB/s, 400 GOP/s, ridge at 20"
+    assert roof.get_xdata().tolist() == [0.5, 20, 64] and roof.get_ydata().tolist() == [10, 400, 400]
+
+
+def test_every_roof_is_the_lower_of_memory_and_arithmetic(tmp_path, monkeypatch):
+    """One for each device, number of threads and kind of activations, with what is known of it."""
+    figures = []
+    monkeypatch.setattr(load_pyplot(), "close", figures.append)
+    chunk = Task("chunk", 4, 64, "sparse")
+    facts = [{"threads": 1, "roof_gb_per_s": 10.0}, {"threads": 2, "roof_gop_per_s": 3200.0},
+             {"activations": "int8", "roof_gop_per_s": 1600.0}, {"device": "opencl:0", "roof_gb_per_s": None},
+             {"device": "vulkan:0", "roof_gb_per_s": None, "roof_gop_per_s": None},
+             {"device": "cuda:0", "roof_gop_per_s": None}]
+    plot_records(tmp_path / "x.png", [record(1.0, task=chunk, **fact) for fact in facts])
+    found = {line.get_label(): line.get_xydata() for line in figures[0].axes[3].lines if "roof" in line.get_label()}
+    known = {"cpu, 1 thread, f32": (10, 400), "cpu, 2 threads, f32": (20, 3200), "cpu, 2 threads, int8": (20, 1600),
+             "opencl:0, f32": (float("inf"), 400), "cuda:0, f32": (20, float("inf"))}
+    assert [name.partition(": ")[0] for name in found] == [f"roof of {name}" for name in known]
+    for (name, points), (memory, arithmetic) in zip(found.items(), known.values()):
+        assert points[:, 1].tolist() == [min(memory * place, arithmetic) for place in points[:, 0]], name
+        ridge = arithmetic / memory
+        assert (f"ridge at {ridge:.0f}" in name) == (0 < ridge < float("inf")) == (ridge in points[:, 0])
+        assert points[-1, 0] >= 64 and points[-1, 0] > ridge or ridge == float("inf")
 
 
 @pytest.fixture
@@ -136,7 +158,7 @@ def measured(monkeypatch):
     def process(setup):
         def call(task, *arguments):
             asked.append((setup, task.__name__, *arguments))
-            return {"surroundings": {}, "prepare": dict(FACTS) | {"threads": setup.threads}, "peak": 1,
+            return {"surroundings": {}, "prepare": dict(FACTS) | {"threads": setup.threads}, "conclude": dict(FINISHED),
                     "measure": Sample(1.0 + len(asked), 1, 1, 1, 0.25, 0.5)}[task.__name__]
         yield call
 

@@ -137,8 +137,10 @@ def test_all_modes_from_the_command_line(demo, tmp_path):
         assert len(record["seconds"]) == record["rounds"] == 1 and min(record["seconds"]) > 0
         assert len(record["artifact_digest"]) == 64 and record["tvm"] and record["device"] == "cpu"
         assert record["peak_memory_bytes"] > record["weight_bytes"] and record["load_s"] > 0 < record["first_pass_s"]
+        assert record["roof_gb_per_s"] > 0 < record["roof_gop_per_s"]
         assert (record["accept_length"] is None) == (record["mode"] != "speculative")
     assert {record["draft"] for record in records} == {None, "eagle"}
+    assert len({(record["threads"], record["roof_gb_per_s"], record["roof_gop_per_s"]) for record in records}) == 2
     assert picture.read_text().count("chunk3 @ d4") == 4
     rounds = [done.stderr.index(text) for text in ("2 thread(s)", "warm up", "round 1 of 1")]
     assert all(a < b for a, b in pairwise(rounds))

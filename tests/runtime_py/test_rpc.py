@@ -160,7 +160,7 @@ def test_a_host_that_is_not_there_has_no_other_key():
 def test_tvms_own_client_is_served(server):
     from tvm import rpc
     host, port = server.address.split(":")
-    assert rpc.connect(host, int(port), KEY).get_function("blockffn.rpc.version")() == 1
+    assert rpc.connect(host, int(port), KEY).get_function("blockffn.rpc.version")() == 2
 
 
 def test_a_server_that_dies_in_a_run(tmp_path, connect):

@@ -41,6 +41,7 @@ CASES: dict[str, Case] = {
     "multinomial": sampling.multinomial,
     "paged_decode": paged.paged_decode,
     "paged_prefill": paged.paged_prefill,
+    "peak": rows.peak,
     "ragged_prefill": paged.ragged_prefill,
     "renormalize_top_p": sampling.renormalize_top_p,
     "rms_norm": rows.rms_norm,

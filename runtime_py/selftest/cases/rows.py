@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from schedules import twins
+from schedules.activations import PLANES
 
 from ..bounds import Bound
 from ..subject import Subject, same, written, written_rows
@@ -80,6 +81,17 @@ def accept(k: Subject, n: int) -> Iterator[list[Any]]:
             tokens[children] = token  # the first of equal ones is taken
             node = children[0]
         yield [logits, text, np.concatenate([settings, [penalty, seen], parents, tokens, uniforms]), same(accepted)]
+
+
+def peak(k: Subject, n: int) -> Iterator[list[Any]]:
+    """x, factors, steps -> y. Numbers that float32 holds exactly."""
+    if PLANES[k.p.activations]:
+        x, factors = k.integers(1000, k.p.width), k.rng.integers(0, 128, 8, np.uint8).view(np.int32)
+    else:
+        x, factors = k.integers(8, k.p.width).astype(np.float32), np.array([-2, 3], np.float32)
+    for steps in (4, 12):
+        y = twins.peak(x, factors, steps).astype(x.dtype)
+        yield [x, factors, steps, same(np.tile(y, (n, 1)))]
 
 
 def _logits(k: Subject, n: int) -> np.ndarray:
