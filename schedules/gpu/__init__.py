@@ -39,6 +39,6 @@ __all__ = ["FORMATS", "ORIGIN", "append_heads", "append_latent", "apply_bitmask"
            "argmax", "attention", "commit", "embedding", "encode", "expanded_heads", "gated_silu", "gather_rows",
            "latent_heads", "latent_prefill", "latent_query", "latent_rows", "linear", "linear_heads", "merge_latents",
            "merge_state", "multinomial", "paged_decode", "paged_prefill", "peak", "ragged_prefill",
-           "renormalize_top_p", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p", "scatter_rows",
-           "softmax_with_temperature", "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k", "union",
-           "value_up", "verify_drafts", "whole_vocabulary", "widen"]
+           "renormalize_top_p", "rms_norm", "rope_heads", "rope_query", "router", "row_numbers", "sample_top_p",
+           "scatter_rows", "softmax_with_temperature", "sort_pass", "sparse_down", "sparse_up", "take_probs", "top_k",
+           "union", "value_up", "verify_drafts", "whole_vocabulary", "widen"]
