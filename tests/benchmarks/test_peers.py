@@ -27,7 +27,7 @@ from gguf_models import FORMATS, KINDS, GgufModel, Type, random_weights  # noqa:
 CONFIG = replace(MLA, q_lora_rank=32, kv_lora_rank=32, expert_size=32, num_experts=8)
 WITHOUT_LLAMA = ("torch", "onnx:q0f32")
 needs_llama = pytest.mark.skipif(importlib.util.find_spec("llama_cpp") is None,
-                                 reason="this machine lacks llama_cpp (pip install 'blockffn-mlc[peers]' compiles it)")
+                                 reason="needs llama_cpp (tools/compile_llama.py compiles it for tests)")
 
 
 @pytest.fixture(scope="module")
