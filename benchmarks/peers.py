@@ -12,6 +12,7 @@ written once, into --models. docs/peers.md says what is compared and what differ
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from runtime_py.files import cache_folder  # noqa: E402
 from runtime_py.plot import check_plot, load_pyplot  # noqa: E402
 
 _SETTLE = 0.1  # seconds: after a pass some engines' threads go on spinning for a while
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for engines that do not ask for them, as ours does
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
         jobs += [(engines, setup, task) for task in theirs if task.kind != GENERATE or peer != engines.TORCH]
     tests = list(dict.fromkeys(task.name for *_, task in jobs))
     jobs.sort(key=lambda job: tests.index(job[2].name))
+    os.environ |= {name: value for name, value in _HUGE_PAGES.items() if name not in os.environ}
     records = run_jobs(jobs, args.repeat, note, pause=_SETTLE)
     for text in warnings(records):
         note(f"warning: {text}")
