@@ -10,7 +10,7 @@ from rpc_servers import rpc_server
 from runtime_py.cli import main
 
 TIMED = {"time", "busy_before", "load_s", "first_pass_s", "peak_memory_bytes", "seconds", "tokens_per_s", "ms",
-         "tokens_per_s_sd", "gb_per_s", "gop_per_s", "clock_mhz"}
+         "tokens_per_s_sd", "gb_per_s", "gop_per_s", "clock_mhz", "roof_gb_per_s", "roof_gop_per_s"}
 
 
 @pytest.fixture(scope="module", params=["cpu", "opencl"])
@@ -38,6 +38,8 @@ def test_what_a_server_measures_is_what_is_measured_here(built, target, server, 
     assert [{name: value for name, value in record.items() if name not in TIMED} for record in there] == [
         {name: value for name, value in record.items() if name not in TIMED} for record in here]
     assert all(record["seconds"][0] > 0 for record in there) and len(there) == 7
+    for record in (*there, *here):
+        assert record["roof_gop_per_s"] > 0 and (record["roof_gb_per_s"] is not None) == (kind == "cpu")
 
 
 def test_kernels_are_verified_on_a_server(built, target, server, capsys):
