@@ -11,7 +11,7 @@ from blockffn_mlc.errors import UserError
 from blockffn_mlc.libraries import _DeviceFunctions as DeviceFunctions
 from blockffn_mlc.libraries import write_libraries
 from schedules.builder import kernel
-from schedules.gpu import sparse_down
+from schedules.gpu import paged_decode, paged_prefill, ragged_prefill, sparse_down
 from schedules.gpu.grid import launch
 from targets import find_target, tools
 from targets.limits import grid, kernel_sources, statements
@@ -141,3 +141,21 @@ def test_a_row_of_the_cache_that_does_not_fit_is_left_to_the_limits():
     """A kernel is described all the same; what it takes is then refused in a sentence, by name."""
     tiles = find_target("android:generic").tiles
     assert [tiles.attention_block(size) for size in (512, 4096, 8192, 1 << 20)] == [16, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("name", "dtype", "shapes"), [
+    *((name, dtype, [(14, 14, 192)]) for name in ("android", "android:mali") for dtype in ("float16", "float32")),
+    ("android:generic", "float16", [(14, 14, 192), (14, 1, 320), (6, 1, 320), (16, 4, 128)])])
+def test_attention_over_mlcs_cache_takes_at_most_16_kilobytes(name, dtype, shapes):
+    """Heads of queries and keys, and their width: XLarge with keys of every head; on the smallest phones all others."""
+    target, split = find_target(name), DeviceFunctions()
+    functions = {}
+    for shape in shapes:
+        sizes = (target.tiles, *shape, dtype)
+        for kind, func in {"decode": paged_decode(*sizes), "prefill": paged_prefill(*sizes, tree=True),
+                           "ragged": ragged_prefill(*sizes, tree=True)}.items():
+            symbol = f"{kind}_{shape[0]}_{shape[1]}"
+            functions[symbol] = func.with_attr("global_symbol", symbol)
+    with tvm.transform.PassContext(instruments=[split]):
+        tvm.compile(tvm.IRModule(functions), target.tvm_target)
+    assert 0 < target.limits.check_functions(name, split.module)["threadgroup_bytes"] <= 16384
