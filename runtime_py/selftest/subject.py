@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
+from blockffn_mlc.errors import UserError
 from schedules import activations
 from schedules.q4 import unpacked
 
 from .bounds import Bound, Written
+
+
+class Arguments(SimpleNamespace):
+    """The arguments of a kernel's factory, as kernels.json lists them."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UserError(f"kernels.json: expected argument {name!r} among those of a kernel, found "
+                        f"{', '.join(vars(self))}; the artifact is of another version of this project: rebuild it with "
+                        "build.py")
 
 
 class Subject:
@@ -20,7 +30,7 @@ class Subject:
 
     def __init__(self, arguments: dict[str, Any], inputs: tuple[str | None, ...], weights: Mapping[str, np.ndarray],
                  seed: int) -> None:
-        self.p = SimpleNamespace(**arguments)
+        self.p = Arguments(**arguments)
         self.rng = np.random.default_rng(seed)
         self._inputs, self._weights = inputs, weights
         self._matrices: dict[int, np.ndarray] = {}

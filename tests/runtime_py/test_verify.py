@@ -221,6 +221,21 @@ def test_an_older_artifact_is_refused(engine, monkeypatch, tmp_path):
         next(check_kernels(engine))
 
 
+def test_a_kernel_of_another_version_is_told(engine, monkeypatch):
+    """Not as a failing import three layers down: the kernel's factory had other arguments then."""
+    load = checks.Description.load
+
+    def older(folder):
+        found = load(folder)
+        del found.factories["norm"].arguments["offset"]
+        return found
+
+    monkeypatch.setattr(checks.Description, "load", older)
+    found = {result.kernel: result for result in check_kernels(engine)}
+    assert "expected argument 'offset' among those of a kernel" in found["norm"].problem
+    assert "rebuild it with build.py" in found["norm"].problem and found["router"].problem is None
+
+
 def test_one_wrong_element_among_many():
     rng = np.random.default_rng(0)
     expected = rng.standard_normal((3, 100_000))

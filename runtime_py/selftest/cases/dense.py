@@ -55,7 +55,7 @@ def embedding(k: Subject, n: int) -> Iterator[list[Any]]:
 
 def _blocks(k: Subject, rows: int) -> tuple[int, ...]:
     """Rows of the tensors that a matrix consists of; all but the last have as many."""
-    return tuple(getattr(k.p, "row_blocks", ())) or (rows,)
+    return tuple(vars(k.p).get("row_blocks", ())) or (rows,)
 
 
 def _row(stored: np.ndarray, weight_format: str, row: int, inputs: int) -> np.ndarray:
