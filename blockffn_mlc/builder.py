@@ -129,6 +129,9 @@ def make_build(config: BlockFFNConfig, target: Target, quantization_name: str, c
             ("--prefill-chunk", chunk, context, "the context window")):
         if not 0 < value <= limit:
             raise UserError(f"{option} {value}: expected 1 to {limit}, {what}")
+    if mlc_cache and not mlc:
+        raise UserError(f"--mlc-cache {mlc_cache}: target {target.name} is built without the functions of MLC's "
+                        "engine; add --mlc or leave the option out")
     weights = quantization(quantization_name, target.name, target.kernels.FORMATS)
     return Build(config, weights, activations(activation_format, weights, target), target.kernels, target.tiles,
                  context, chunk, draft, target.limits.buffer_bytes if target.limits else None,
