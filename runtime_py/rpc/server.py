@@ -71,15 +71,19 @@ class Server:
         self._note(f"{host}: connected")
         process = get_context("spawn").Process(target=serve, args=(connection, self._storage))
         process.start()
-        if hasattr(select, "POLLRDHUP"):
-            ends = select.poll()
-            ends.register(process.sentinel, select.POLLIN)
-            ends.register(connection, select.POLLRDHUP)
-            ends.poll()
-            process.join(_GRACE)
-            process.kill()  # its client left in the middle of a call
-        connection.close()  # the process has its own
-        process.join()
+        try:
+            if hasattr(select, "POLLRDHUP"):
+                ends = select.poll()
+                ends.register(process.sentinel, select.POLLIN)
+                ends.register(connection, select.POLLRDHUP)
+                ends.poll()
+                process.join(_GRACE)
+            else:
+                process.join()
+        finally:
+            process.kill()  # its client left in the middle of a call, or the server is to end
+            connection.close()  # the process had its own
+            process.join()
         self._note(f"{host}: left" + (f" (exit code {process.exitcode})" if process.exitcode else ""))
 
 

@@ -15,8 +15,8 @@ MAGIC, TRACKER_MAGIC = 0xFF271, 0x2F271
 ACCEPTED, WRONG_KEY = MAGIC, MAGIC + 2
 SUCCESS, PUT, REQUEST, UPDATE_INFO, SUMMARY, PENDING_KEYS = 0, 3, 4, 5, 6, 7
 MAX_MESSAGE = 1 << 16  # bytes of a key or a tracker's message
-# Who is gone without a word is noticed after 30 + 3 * 10 seconds.
-_KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+# Who is gone without a word is noticed after 30 + 3 * 10 seconds, or as many ms that what was sent is not acknowledged.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 60_000))
 
 
 @dataclass(frozen=True)

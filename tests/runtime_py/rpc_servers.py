@@ -95,6 +95,13 @@ def until(condition):
         time.sleep(0.05)
 
 
+def looked_after(connection):
+    """Whether the system notices that the other side of a socket is gone, also while something is sent there."""
+    return (connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)) == (1, 30, 60_000)
+
+
 def wait_for_a_turn(address, monkeypatch):
     """A second client of a server waits until the first leaves, and is told."""
     monkeypatch.setattr(connection, "_PATIENCE", 0.2)

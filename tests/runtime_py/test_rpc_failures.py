@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
-from rpc_servers import children, rpc_server, until, wait_for_a_turn
+from rpc_servers import children, looked_after, rpc_server, until, wait_for_a_turn
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
 from runtime_py.artifact import Artifact
 from runtime_py.cli import main
-from runtime_py.rpc import connection
+from runtime_py.rpc import connection, wire
 from runtime_py.rpc.client import connect
 from runtime_py.rpc.server import Server
 from runtime_py.rpc.storage import sha256
@@ -83,6 +83,24 @@ def test_who_leaves_in_the_middle_of_a_call_keeps_nobody_waiting(tmp_path):
         assert serving not in children(server.pid)
         with connect(address, "/") as client:
             assert client.call("held", "0" * 64) == 0
+
+
+def test_the_system_looks_whether_a_client_is_there(tmp_path):
+    server = Server("127.0.0.1", 0, "k", tmp_path, None, print)
+    with server._listener, socket.create_connection((server.host, server.port)) as client:
+        wire.send_int(client, wire.MAGIC)
+        wire.send_text(client, "client:k")
+        with server._listener.accept()[0] as served:
+            assert server._welcome(served, "a client", "k") and looked_after(served)
+
+
+def test_ctrl_c_at_the_server_ends_it_with_a_client(tmp_path):
+    with rpc_server(tmp_path) as server, connect(Address.parse(server.address), "/") as client:
+        assert client.call("held", "0" * 64) == 0
+        server.send_signal(signal.SIGINT)
+        assert server.wait(60) == 130
+        with pytest.raises(UserError, match=f"{server.address}: the connection broke off"):
+            client.call("held", "0" * 64)
 
 
 def test_waiting_ends_with_ctrl_c(tmp_path, monkeypatch, capsys):

@@ -2,11 +2,12 @@
 
 import json
 import os
-import socket
+import signal
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from rpc_servers import cable, phone, wait_for_a_turn
+from rpc_servers import cable, looked_after, phone, wait_for_a_turn
 from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
@@ -130,9 +131,26 @@ def test_a_library_for_another_processor(server, artifact, tmp_path):
 
 def test_the_system_looks_whether_the_server_is_there(server):
     connection = Connection(Address.parse(server.address), print)
-    assert connection._socket.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-    assert connection._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+    assert looked_after(connection._socket)
     connection.close()
+
+
+def test_who_leaves_does_not_wait_for_what_is_not_sent_yet():
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        with phone("cpu") as server:
+            connection = Connection(Address.parse(server.address), print)
+            os.killpg(server.pid, signal.SIGSTOP)
+            connection._socket.setblocking(False)
+            with suppress(BlockingIOError):
+                while connection._socket.send(bytes(1 << 20)):
+                    pass  # until the system takes no more
+            connection._socket.setblocking(True)
+            signal.alarm(60)
+            connection.close()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_second_client_waits_and_is_told(server, monkeypatch):

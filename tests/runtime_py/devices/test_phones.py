@@ -99,13 +99,16 @@ def test_a_phone_times_the_same_passes(built, each_device, tmp_path, capsys):
 
 
 def test_a_phone_speculates(built, tmp_path, capsys, monkeypatch):
-    """Drafts and what comes of them are those of the same device here; each of a step's calls is timed."""
+    """Drafts and what comes of them are those of the same device here; each of a step's calls is timed, with
+    arguments that leave the cache as it is."""
     device = opencl_device()
     command = ["bench", str(built(DEMO, "q0f32", device.kind)), "-p", "0", "-n", "12", "--chunks", "0", "--depth", "3",
                "-r", "1", "--modes", "speculative", "--tree-size", "8", "-o", "json", "--device", device.name]
-    timed = []
+    timed, moved = [], []
 
     def noted(self, machine, name, arguments, seconds=RemoteDevice._seconds):
+        if name == "commit":
+            moved.append(self.host(arguments[0]).tolist())
         timed.append((name, seconds(self, machine, name, arguments)))
         return timed[-1][1]
 
@@ -116,6 +119,7 @@ def test_a_phone_speculates(built, tmp_path, capsys, monkeypatch):
     (here,) = json.loads(capsys.readouterr().out)
     assert compared([phones]) == compared([here]) and here["draft"] == "eagle" and here["accept_length"] > 2
     assert {name for name, _ in timed} == {"draft", "forward", "commit"} and all(taken > 0 for _, taken in timed)
+    assert all(rows == list(range(len(rows))) for rows in moved)
     counted = timed[len(timed) // 2:]  # the first round does not count
     assert phones["seconds"] == [pytest.approx(sum(taken for _, taken in counted))]
 
