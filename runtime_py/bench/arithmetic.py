@@ -43,6 +43,7 @@ def multiply_add_rate(engine: Engine, description: Description) -> float | None:
         return time.perf_counter() - begin
 
     steps = 1024
+    seconds(steps)  # a device's driver may compile the kernel now
     while (taken := seconds(steps)) < _SECONDS:
         steps *= 2 if taken > _SECONDS / 8 else 8
     # With bytes a weight and an input take a product for each plane of the input.
