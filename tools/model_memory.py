@@ -17,7 +17,7 @@ from blockffn_mlc.mlc.kv_cache import cache_bytes
 from blockffn_mlc.mlc.package import estimated_bytes
 from targets import find_target
 
-QUANTIZATIONS = ("q4f16_1", "q4f32_1", "q0f16")
+QUANTIZATIONS = ("q4f16_1", "q4f32_1", "q0f16", "q0f32")
 HEADER = ["| model | format | weights MB | cache MB | rest MB | total MB |", "|---|---|---|---|---|---|"]
 
 
