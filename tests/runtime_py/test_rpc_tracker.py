@@ -1,6 +1,7 @@
 """A server process that registers at TVM's tracker, on loopback."""
 
 import signal
+import socket
 import threading
 
 import pytest
@@ -50,6 +51,14 @@ def test_a_tracker_hands_out_the_servers_there_are(tracker, tmp_path, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         connect(address, "/", note)
     assert said == [f"{address}: the tracker has no free server of that key; waiting (Ctrl-C ends it)"]
+
+
+def test_a_server_on_the_trackers_machine_is_looked_for_there(monkeypatch):
+    """The tracker knows it by an address that is everybody's own."""
+    monkeypatch.setattr(wire, "connect_tracker", lambda *_: socket.socket())
+    for found, expected in (("127.0.0.1", "192.0.2.1"), ("192.0.2.7", "192.0.2.7")):
+        monkeypatch.setattr(wire, "ask_tracker", lambda *_, found=found: (wire.SUCCESS, [found, 9090, "k:0.5"]))
+        assert connection._find(Address("192.0.2.1", 9190, "k", tracker=True), print) == (expected, 9090, "k:0.5")
 
 
 def test_a_tracker_that_is_none(tmp_path):
