@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import engines  # noqa: E402
+from summary import to_table  # noqa: E402
 
 from blockffn_mlc.errors import UserError  # noqa: E402
 from blockffn_mlc.sources import ModelSource, open_model  # noqa: E402
@@ -33,6 +34,7 @@ from runtime_py.commands.common import list_of, note, positive_int  # noqa: E402
 from runtime_py.files import cache_folder  # noqa: E402
 from runtime_py.plot import check_plot, load_pyplot  # noqa: E402
 
+_OUTPUTS = {"table": to_table} | FORMATS
 _SETTLE = 0.1  # seconds: after a pass some engines' threads go on spinning for a while
 _HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # for engines that do not ask for them, as ours does
 
@@ -60,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--modes", type=list_of(str), default=(SPARSE,), metavar="LIST",
                         help="of our artifacts: dense, sparse (default: sparse)")
     parser.add_argument("-r", "--repeat", type=positive_int, default=5, metavar="N", help="rounds (default: 5)")
-    parser.add_argument("-o", "--output", choices=FORMATS, default="md", help="format (default: md)")
+    parser.add_argument("-o", "--output", choices=_OUTPUTS, default="md",
+                        help="table: a row for each engine; else a row or object for each test of each (default: md)")
     parser.add_argument("--plot", metavar="FILE", help="also write a picture, .png, or .html with the table")
     args = parser.parse_args(argv)
     try:
@@ -101,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     records = run_jobs(jobs, args.repeat, note, pause=_SETTLE)
     for text in warnings(records):
         note(f"warning: {text}")
-    print(FORMATS[args.output](records))
+    print(_OUTPUTS[args.output](records))
     if args.plot is not None:
         plot(args.plot, records)
         note(f"wrote {args.plot}")

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import engines  # noqa: E402
 import peers  # noqa: E402
 from gguf_models import FORMATS, KINDS, GgufModel, Type, random_weights  # noqa: E402
+from summary import to_table  # noqa: E402
 
 # GGUF stores blocks of 32 weights.
 CONFIG = replace(MLA, q_lora_rank=32, kv_lora_rank=32, expert_size=32, num_experts=8)
@@ -134,6 +135,17 @@ def test_a_run_in_turn_with_our_artifact(checkpoint, tmp_path, capsys):
     assert {record["mode"] for record in records} == {"sparse", "dense"}
     expected = sum(open_checkpoint(checkpoint).read(name).nbytes for name in open_checkpoint(checkpoint).expected)
     assert records[1]["weight_bytes"] == expected
+    heading, _, *rows = (line.strip("| ").split(" | ") for line in to_table(records).partition("\n\n")[0].splitlines())
+    assert heading == ["ms", "pp9 @ d3", "tg2 @ d3, per token", "chunk1 @ d3", "chunk4 @ d3", "load", "memory"]
+    assert [row[0] for row in rows] == ["artifact, sparse", "PyTorch reference, dense", "ONNX Runtime q0f32, dense"]
+    assert rows[1][2] == ""  # without a cache nothing is decoded
+    for record, place, tokens in ((records[0], 1, 1), (records[3], 2, 2)):
+        low, high = (1e3 * value / tokens for value in sorted(record["seconds"]))
+        assert rows[0][place] == f"{shown((low + high) / 2)} ({shown(low)}-{shown(high)})"
+
+
+def shown(value):
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def test_an_artifact_of_another_size_is_refused(tmp_path, checkpoint, capsys, monkeypatch):
