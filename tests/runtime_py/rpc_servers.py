@@ -48,6 +48,25 @@ def phone(kind):
             end()
 
 
+def interrupted(*arguments):
+    """What a command says that waits before long, then Ctrl-C: its exit code and its stderr. A process of its own,
+    which ends whatever happens; a signal that comes before the system call which waits is lost, so there may be several."""
+    program = ("import signal, sys; from runtime_py.rpc import connection; connection._PATIENCE = 0.2; "
+               "signal.signal(signal.SIGINT, signal.default_int_handler); "
+               "from runtime_py.cli import main; sys.exit(main(sys.argv[1:]))")
+    with subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT, stderr=subprocess.PIPE,
+                          text=True) as run:
+        try:
+            said = run.stderr.readline()
+            for _ in range(20):
+                run.send_signal(signal.SIGINT)
+                with suppress(subprocess.TimeoutExpired):
+                    return run.wait(3), said + run.stderr.read()
+        finally:
+            run.kill()
+    raise AssertionError(f"goes on after Ctrl-C, behind: {said}")
+
+
 @contextmanager
 def cable(address, limit=1 << 60, change=(b"", b"")):
     """A way to ``address`` that is cut when a client has sent ``limit`` bytes; ``change``: what becomes what in these.

@@ -1,11 +1,10 @@
 """A server process that registers at TVM's tracker, on loopback."""
 
-import signal
 import socket
-import threading
 
 import pytest
-from rpc_servers import rpc_server, until
+from rpc_servers import interrupted, rpc_server, until
+from toy import write_artifact
 
 from blockffn_mlc.errors import UserError
 from runtime_py.cli import main
@@ -42,15 +41,10 @@ def test_a_tracker_hands_out_the_servers_there_are(tracker, tmp_path, monkeypatc
                 "127.0.0.1", int(server.address.split(":")[1])]}]
         until(lambda: not summary()["queue_info"]["k"]["free"])
         assert summary()["server_info"] == []
-    said = []
-
-    def note(text):
-        said.append(text)
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        connect(address, "/", note)
-    assert said == [f"{address}: the tracker has no free server of that key; waiting (Ctrl-C ends it)"]
+    write_artifact(tmp_path / "toy")
+    code, said = interrupted("bench", str(tmp_path / "toy"), "--rpc", str(address))
+    assert code == 130
+    assert said == f"{address}: the tracker has no free server of that key; waiting (Ctrl-C ends it)\n\ninterrupted\n"
 
 
 def test_a_server_on_the_trackers_machine_is_looked_for_there(monkeypatch):
