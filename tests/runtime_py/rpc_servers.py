@@ -50,7 +50,7 @@ def phone(kind):
 
 def interrupted(*arguments):
     """What a command says that waits before long, then Ctrl-C: its exit code and its stderr. A process of its own,
-    which ends whatever happens; a signal that comes before the system call which waits is lost, so there may be several."""
+    which ends whatever happens; a signal before the system call that waits is lost, so there may be several."""
     program = ("import signal, sys; from runtime_py.rpc import connection; connection._PATIENCE = 0.2; "
                "signal.signal(signal.SIGINT, signal.default_int_handler); "
                "from runtime_py.cli import main; sys.exit(main(sys.argv[1:]))")
